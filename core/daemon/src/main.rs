@@ -1,0 +1,2 @@
+//! The `aventine` program.
+fn main() {}

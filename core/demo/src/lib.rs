@@ -1,0 +1,1 @@
+//! The demonstration and its checker: a Redis guest that survives its host.

@@ -1,0 +1,116 @@
+//! How the program talks to a running engine: commands in, a status snapshot out.
+
+use serde::{Deserialize, Serialize};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What an operator can ask of a running engine.
+#[derive(Debug)]
+pub enum Command {
+    /// End protection; the guest runs on, unprotected. The standby stands down.
+    Stop {
+        /// Answered once protection has ended, with an error text if it could not be ended.
+        reply: Sender<Result<(), String>>,
+    },
+    /// End protection, ask the guest to shut down, and return when it has.
+    PowerDown,
+    /// End protection, end the guest at once, and return.
+    Kill,
+    /// Primary: times the guest's own pause + save state + resume, `rounds` times, between epochs.
+    Floor {
+        /// How often; 1 to 1000.
+        rounds: u32,
+        /// The answer.
+        reply: Sender<Result<Floor, String>>,
+    },
+}
+
+/// The guest plugin's own pause + save state + resume with nothing captured, in microseconds.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Floor {
+    /// Median.
+    pub p50: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// Longest.
+    pub max: u64,
+}
+
+/// Median, 99th percentile and maximum of the most recent samples, in microseconds.
+pub type Quantiles = Floor;
+
+/// A snapshot of a running engine; what `aventine status --json` prints.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the guest.
+    pub guest: String,
+    /// `primary` or `standby`.
+    pub side: String,
+    /// Primary: `connecting`, `copying`, `arming`, `protected`, `resolving`, `unprotected`, `fenced`, `ended`.
+    /// Standby: `waiting`, `copying`, `armed`, `resolving`, `active`, `ended`.
+    pub state: String,
+    /// Why it is in this state, where that needs a word.
+    pub detail: String,
+    /// The other side.
+    pub peer: String,
+    /// Process of the guest on this side, if it is one.
+    pub guest_pid: Option<u32>,
+    /// Last sealed epoch.
+    pub sealed: u64,
+    /// Last committed epoch: acknowledged (primary) or held (standby).
+    pub committed: u64,
+    /// Initial copy: bytes done.
+    pub copied_bytes: u64,
+    /// Initial copy: bytes known so far.
+    pub copy_total_bytes: u64,
+    /// How long the guest was paused for an epoch.
+    pub pause_us: Quantiles,
+    /// From seal to acknowledgement.
+    pub commit_us: Quantiles,
+    /// The part of the pause spent finding dirty pages.
+    pub scan_us: Quantiles,
+    /// The part of the pause spent copying them.
+    pub copy_us: Quantiles,
+    /// Dirty pages of an epoch (not microseconds).
+    pub dirty_pages: Quantiles,
+    /// Bytes sent to the other side, all channels.
+    pub bytes_sent: u64,
+    /// Bytes of frames held by the network buffers.
+    pub held_bytes: u64,
+    /// Frames that a network buffer lost.
+    pub dropped_frames: u64,
+    /// Standby: microseconds from the decision to take over to the running guest.
+    pub activation_us: u64,
+}
+
+/// The program's handle to an engine.
+#[derive(Clone)]
+pub struct Control {
+    commands: Sender<Command>,
+    status: Arc<Mutex<Status>>,
+}
+
+/// The engine's end of it.
+pub struct Inbox {
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) status: Arc<Mutex<Status>>,
+}
+
+/// Makes both ends.
+pub fn command_channel() -> (Control, Inbox) {
+    let (tx, rx) = channel();
+    let status = Arc::new(Mutex::new(Status::default()));
+    (Control { commands: tx, status: Arc::clone(&status) }, Inbox { commands: rx, status })
+}
+
+impl Control {
+    /// Hands a command to the engine; `false` when the engine has ended.
+    pub fn send(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok()
+    }
+
+    /// The newest snapshot. At most a tenth of a second old while the engine runs.
+    pub fn status(&self) -> Status {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

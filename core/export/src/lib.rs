@@ -1,0 +1,1 @@
+//! The NBD export of a disk plugin's block device.

@@ -1,0 +1,1 @@
+//! Frames and state machines of the replication protocol.

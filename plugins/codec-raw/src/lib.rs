@@ -1,0 +1,1 @@
+//! Codec plugin: pages as they are.

@@ -1,0 +1,1 @@
+//! Disk plugin: writes replicated as they happen, applied by epoch.

@@ -1,0 +1,1 @@
+//! Guest plugin: stock QEMU through QMP.

@@ -1,0 +1,1 @@
+//! Epoch policy plugin: a fixed interval.

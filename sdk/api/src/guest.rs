@@ -1,0 +1,82 @@
+use crate::{NetAttachment, PageBitmap, PluginError, Region};
+use std::path::PathBuf;
+
+/// What the guest's other plugins offer it, so that the guest plugin can connect its devices.
+#[derive(Clone, Debug, Default)]
+pub struct Attachments {
+    /// `(id of the [[network]] table, how to reach its buffer)`.
+    pub networks: Vec<(String, NetAttachment)>,
+    /// `(id of the [[disk]] table, unix socket of its NBD export)`; the export's name is the id.
+    pub disks: Vec<(String, PathBuf)>,
+}
+
+/// Something the guest did that is not an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// It shut itself down; nothing of it runs any more.
+    ShutDown,
+    /// It rebooted itself and goes on.
+    Rebooted,
+    /// Its kernel panicked.
+    Panicked,
+    /// Its process or domain is gone without a shutdown.
+    Lost {
+        /// How it ended, for a person.
+        how: String,
+    },
+}
+
+/// Pausing, capturing and resuming a guest; on the standby its memory image and its activation.
+///
+/// ```text
+///  primary:  new ─► start ─► resume ⇄ pause ─► (stop | drop)      standby:  new ─► start ─► activate
+///                            paused: start_state, dirty, finish_state
+/// ```
+pub trait Guest: Send {
+    /// Facts that must be the same on both hosts, as `(name, value)`. Callable before [`Guest::start`]; may run
+    /// programs.
+    fn signature(&mut self) -> Result<Vec<(String, String)>, PluginError>;
+
+    /// Brings the guest into being. Primary: ready to run but paused, with dirty tracking on. Standby: an empty
+    /// (all-zero) memory image and a guest that waits for [`Guest::activate`]. Called once; may block for seconds.
+    fn start(&mut self, attachments: &Attachments) -> Result<(), PluginError>;
+
+    /// The guest's memory. Called after [`Guest::start`]; the answer never changes afterwards.
+    fn regions(&self) -> Vec<Region>;
+
+    /// Primary: pauses the guest. On return no virtual CPU runs, no device I/O is in flight and no page changes
+    /// until [`Guest::resume`]. Blocks for as long as draining takes. Idempotent.
+    fn pause(&mut self) -> Result<(), PluginError>;
+
+    /// Primary, guest paused: begins to save the device state. [`Guest::dirty`] and reads of guest memory may
+    /// overlap with it; saving changes no guest page.
+    fn start_state(&mut self) -> Result<(), PluginError>;
+
+    /// Primary, guest paused, after [`Guest::start_state`]: waits for the device state and *replaces* `state` with
+    /// it. Reuses the capacity of `state`.
+    fn finish_state(&mut self, state: &mut Vec<u8>) -> Result<(), PluginError>;
+
+    /// Primary: sets in `dirty` the bit of every page written since the last call (at first: of every page that is
+    /// not zero) and starts tracking them anew; bits already set stay. Atomic for each page: a write that races
+    /// with the call shows in this answer or in the next. Guest paused or running.
+    ///
+    /// After an error the bits already set in `dirty` are valid and must be kept.
+    fn dirty(&mut self, dirty: &mut PageBitmap) -> Result<(), PluginError>;
+
+    /// Primary: lets the guest run. Idempotent.
+    fn resume(&mut self) -> Result<(), PluginError>;
+
+    /// What the guest did since the last call, if anything. Never blocks. Called a few times a second at least.
+    fn poll(&mut self) -> Result<Option<GuestEvent>, PluginError>;
+
+    /// Standby: the memory image holds a checkpoint, `state` is its device state: the guest runs from there. From
+    /// here on this is a primary's guest without dirty tracking. On error the guest does not run.
+    fn activate(&mut self, state: &[u8]) -> Result<(), PluginError>;
+
+    /// Asks the guest's system to shut down (as its power button would). Does not wait.
+    fn power_down(&mut self) -> Result<(), PluginError>;
+
+    /// Ends the guest at once and for good: on return nothing of it runs and it can send nothing more. Idempotent;
+    /// also done on drop.
+    fn kill(&mut self) -> Result<(), PluginError>;
+}

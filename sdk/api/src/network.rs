@@ -1,0 +1,76 @@
+use crate::{Epoch, PluginError};
+use std::path::PathBuf;
+
+/// How the guest reaches a network buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetAttachment {
+    /// A unix stream socket, listening, that speaks QEMU's `stream` framing (a 32-bit big-endian length, then the
+    /// Ethernet frame).
+    Stream(PathBuf),
+    /// A tap device by name; the guest opens it.
+    Tap(String),
+}
+
+/// Why holding ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Disengage {
+    /// This side owns the guest: everything held goes out, in order, then frames pass at once.
+    Owner = 1,
+    /// The other side owns the guest: everything held is dropped and nothing passes any more.
+    NotOwner = 2,
+}
+
+/// What a network buffer tells about itself. Bytes include the Ethernet header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NetworkStats {
+    /// Frames held now.
+    pub held_frames: u64,
+    /// Bytes held now.
+    pub held_bytes: u64,
+    /// Frames from the guest that went out, ever.
+    pub sent_frames: u64,
+    /// Frames to the guest, ever.
+    pub received_frames: u64,
+    /// Frames lost by the buffer or its uplink, ever. Never silent: an increase is logged and shown in status.
+    pub dropped_frames: u64,
+}
+
+/// Holds what the guest sends until the epoch behind it is committed. Frames to the guest pass untouched.
+///
+/// ```text
+///   passing ── engage ──► holding ── disengage(Owner) ──► passing
+///      ▲                     └────── disengage(NotOwner) ─► silent
+///   activate (standby; silent before it)
+/// ```
+pub trait NetworkBuffer: Send {
+    /// How many sealed epochs it can hold besides the open one; at least 1. Constant.
+    fn depth(&self) -> u32;
+
+    /// Where the guest connects. Valid from creation on.
+    fn attachment(&self) -> NetAttachment;
+
+    /// Primary: from now on frames are held. Called once the first checkpoint is committed, guest paused or
+    /// running. Idempotent.
+    fn engage(&mut self) -> Result<(), PluginError>;
+
+    /// Primary, guest paused: all frames held and not sealed yet belong to `epoch`. Bounded, no network I/O beyond
+    /// emptying what the guest already sent. Idempotent.
+    fn seal(&mut self, epoch: Epoch) -> Result<(), PluginError>;
+
+    /// Primary: `epoch` is committed; every frame of it and of earlier epochs goes out, in order. Frames of later
+    /// epochs stay. Does not block on the uplink. Idempotent.
+    fn release(&mut self, epoch: Epoch) -> Result<(), PluginError>;
+
+    /// Ends holding; see [`Disengage`]. On return `Owner` has handed everything to the uplink, `NotOwner` has
+    /// made sure that nothing can leave. Idempotent; the first reason stands.
+    fn disengage(&mut self, why: Disengage) -> Result<(), PluginError>;
+
+    /// Standby: this side now owns the guest; frames pass in both directions, nothing is held. Called before the
+    /// guest runs.
+    fn activate(&mut self) -> Result<(), PluginError>;
+
+    /// Counters. Never blocks.
+    fn stats(&self) -> NetworkStats;
+}

@@ -1,0 +1,60 @@
+use crate::PluginError;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Connects the two hosts. One link carries one protected guest: a set of named, ordered byte channels.
+///
+/// Names in use: `control` (heartbeats, acknowledgements, verdicts), `pages`, `disk:ID`. A bulk channel never delays
+/// another channel's bytes beyond what the wire itself does.
+pub trait Transport: Send {
+    /// Primary: connects to the configured peer; tries until it answers or `limit` has passed (`TimedOut`).
+    fn connect(&mut self, limit: Duration) -> Result<Box<dyn Link>, PluginError>;
+
+    /// Standby: listens on the configured address and on the port of each of `routes` (`host:port`, as given by
+    /// [`crate::Disk::route`]).
+    fn listen(&mut self, routes: &[String]) -> Result<Box<dyn Listener>, PluginError>;
+}
+
+/// The standby's listening end.
+pub trait Listener: Send {
+    /// Waits at most `limit` for a primary; `None` when none came. Strangers and half-open connections are dropped
+    /// without disturbing it.
+    fn accept(&mut self, limit: Duration) -> Result<Option<Box<dyn Link>>, PluginError>;
+}
+
+/// One relation between a primary and a standby.
+pub trait Link: Send {
+    /// Opens the channel `name`; both sides open each name once, in the same order. `route` is used by the primary
+    /// for a channel with an address of its own. Waits at most `limit`.
+    fn open(
+        &mut self,
+        name: &str,
+        route: Option<&str>,
+        limit: Duration,
+    ) -> Result<(Box<dyn ChannelTx>, Box<dyn ChannelRx>), PluginError>;
+
+    /// A handle that ends the link from any thread.
+    fn aborter(&self) -> Arc<dyn LinkAbort>;
+
+    /// The other side, for a person.
+    fn peer(&self) -> String;
+}
+
+/// Ends a link.
+pub trait LinkAbort: Send + Sync {
+    /// Every call on the link's channels that waits now or is made later returns `PeerLost`. Idempotent.
+    fn abort(&self);
+}
+
+/// The sending end of a channel. Bytes are buffered nowhere but in the kernel or the adapter.
+pub trait ChannelTx: Send {
+    /// Sends all of `parts`, in order. Blocks while the other side or the link is slower. That it returned says
+    /// nothing about the other side having received anything.
+    fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError>;
+}
+
+/// The receiving end of a channel.
+pub trait ChannelRx: Send {
+    /// Waits until `buf` is full. `PeerLost` when the channel ends before.
+    fn recv(&mut self, buf: &mut [u8]) -> Result<(), PluginError>;
+}
