@@ -66,6 +66,9 @@ pub trait Guest: Send {
     /// Primary: lets the guest run. Idempotent.
     fn resume(&mut self) -> Result<(), PluginError>;
 
+    /// The guest's process on this host, if it is one. `None` before [`Guest::start`].
+    fn process(&self) -> Option<u32>;
+
     /// What the guest did since the last call, if anything. Never blocks. Called a few times a second at least.
     fn poll(&mut self) -> Result<Option<GuestEvent>, PluginError>;
 
