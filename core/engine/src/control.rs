@@ -1,5 +1,6 @@
 //! How the program talks to a running engine: commands in, a status snapshot out.
 
+use crate::stats::{Measured, Shared};
 use serde::{Deserialize, Serialize};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What an operator can ask of a running engine.
 #[derive(Debug)]
 pub enum Command {
-    /// End protection; the guest runs on, unprotected. The standby stands down.
+    /// End protection; the guest runs on, unprotected. The standby stands down. Before the guest has started, and on
+    /// a standby that has not taken over: end.
     Stop {
         /// Answered once protection has ended, with an error text if it could not be ended.
         reply: Sender<Result<(), String>>,
@@ -21,13 +23,13 @@ pub enum Command {
         /// How often; 1 to 1000.
         rounds: u32,
         /// The answer.
-        reply: Sender<Result<Floor, String>>,
+        reply: Sender<Result<Quantiles, String>>,
     },
 }
 
-/// The guest plugin's own pause + save state + resume with nothing captured, in microseconds.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Floor {
+/// Median, 99th percentile and maximum of the most recent samples, in microseconds unless said otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantiles {
     /// Median.
     pub p50: u64,
     /// 99th percentile.
@@ -36,9 +38,6 @@ pub struct Floor {
     pub max: u64,
 }
 
-/// Median, 99th percentile and maximum of the most recent samples, in microseconds.
-pub type Quantiles = Floor;
-
 /// A snapshot of a running engine; what `aventine status --json` prints.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
@@ -46,8 +45,8 @@ pub struct Status {
     pub guest: String,
     /// `primary` or `standby`.
     pub side: String,
-    /// Primary: `connecting`, `copying`, `arming`, `protected`, `resolving`, `unprotected`, `fenced`, `ended`.
-    /// Standby: `waiting`, `copying`, `armed`, `resolving`, `active`, `ended`.
+    /// Primary: `connecting`, `copying`, `arming`, `protected`, `ending`, `resolving`, `unprotected`, `fenced`,
+    /// `handed-over`, `ended`. Standby: `waiting`, `copying`, `armed`, `resolving`, `active`, `ended`.
     pub state: String,
     /// Why it is in this state, where that needs a word.
     pub detail: String,
@@ -87,20 +86,20 @@ pub struct Status {
 #[derive(Clone)]
 pub struct Control {
     commands: Sender<Command>,
-    status: Arc<Mutex<Status>>,
+    shared: Shared,
 }
 
 /// The engine's end of it.
 pub struct Inbox {
     pub(crate) commands: Receiver<Command>,
-    pub(crate) status: Arc<Mutex<Status>>,
+    pub(crate) shared: Shared,
 }
 
 /// Makes both ends.
 pub fn command_channel() -> (Control, Inbox) {
     let (tx, rx) = channel();
-    let status = Arc::new(Mutex::new(Status::default()));
-    (Control { commands: tx, status: Arc::clone(&status) }, Inbox { commands: rx, status })
+    let shared = Arc::new(Mutex::new(Measured::default()));
+    (Control { commands: tx, shared: Arc::clone(&shared) }, Inbox { commands: rx, shared })
 }
 
 impl Control {
@@ -111,6 +110,8 @@ impl Control {
 
     /// The newest snapshot. At most a tenth of a second old while the engine runs.
     pub fn status(&self) -> Status {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        // Copied under the lock, sorted outside it: the epoch loop waits for nobody.
+        let copy = self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        copy.into_status()
     }
 }

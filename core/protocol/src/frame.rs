@@ -77,7 +77,9 @@ pub enum FrameError {
     #[error("The stream does not hold Aventine frames (found {0:#010x} where the magic number belongs)")]
     Magic(u32),
     /// Another version of the protocol.
-    #[error("The other side speaks version {0} of the protocol and this side {VERSION}: run the same release on both hosts")]
+    #[error(
+        "The other side speaks version {0} of the protocol and this side {VERSION}: run the same release on both hosts"
+    )]
     Version(u16),
     /// A damaged header.
     #[error("The frame's header is damaged (checksum)")]
@@ -113,7 +115,14 @@ impl FrameHeader {
     pub fn of(kind: FrameKind, sub: u8, epoch: Epoch, sequence: u32, parts: &[&[u8]]) -> FrameHeader {
         let length = parts.iter().map(|p| p.len()).sum::<usize>();
         assert!(length <= kind.limit(), "a frame of {kind:?} with {length} bytes");
-        FrameHeader { kind, sub, epoch, length: length as u32, sequence, payload_hash: PayloadHash::of(parts) }
+        FrameHeader {
+            kind,
+            sub,
+            epoch,
+            length: length as u32,
+            sequence,
+            payload_hash: PayloadHash::of(parts),
+        }
     }
 
     /// The bytes for the wire.

@@ -41,7 +41,9 @@ pub enum EndReason {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// An acknowledgement that does not follow the last one or was never sealed.
-    #[error("Epoch {got} was acknowledged, but {acknowledged} is the last acknowledged and {sealed} the last sealed epoch")]
+    #[error(
+        "Epoch {got} was acknowledged, but {acknowledged} is the last acknowledged and {sealed} the last sealed epoch"
+    )]
     Acknowledgement {
         /// The epoch in the acknowledgement.
         got: Epoch,

@@ -162,13 +162,8 @@ impl CheckpointEnd {
             1 => true,
             _ => return Err(MessageError),
         };
-        let end = CheckpointEnd {
-            armed,
-            frames: r.u32()?,
-            pages: r.u64()?,
-            state_len: r.u32()?,
-            digest: r.u64()?,
-        };
+        let end =
+            CheckpointEnd { armed, frames: r.u32()?, pages: r.u64()?, state_len: r.u32()?, digest: r.u64()? };
         if r.0.is_empty() { Ok(end) } else { Err(MessageError) }
     }
 }
@@ -181,7 +176,8 @@ pub fn differences(primary: &[(String, String)], standby: &[(String, String)]) -
     let mut names: Vec<_> = primary.iter().map(|(n, _)| n).collect();
     names.extend(standby.iter().map(|(n, _)| n).filter(|n| !primary.iter().any(|(p, _)| p == *n)));
     let differs = |name: &&String| find(primary, name) != find(standby, name);
-    let line = |n: &String| format!("{n}: {} on the primary, {} on the standby", find(primary, n), find(standby, n));
+    let line =
+        |n: &String| format!("{n}: {} on the primary, {} on the standby", find(primary, n), find(standby, n));
     names.into_iter().filter(differs).map(line).collect()
 }
 

@@ -132,7 +132,10 @@ impl Model {
 
     fn release(&mut self, n: Epoch) {
         while self.held.front().is_some_and(|(e, _)| e.is_some_and(|e| e <= n)) {
-            assert!(self.standby.committed() >= n, "output commit: a frame left before its checkpoint was committed");
+            assert!(
+                self.standby.committed() >= n,
+                "output commit: a frame left before its checkpoint was committed"
+            );
             if let Some((_, number)) = self.held.pop_front() {
                 self.say(number);
             }
@@ -160,7 +163,10 @@ impl Model {
             match action {
                 StandbyAction::Commit(n) => {
                     assert!(self.staged_pages.contains_key(&n), "all or nothing: memory is missing");
-                    assert!(self.staged_disks.iter().all(|d| d.contains_key(&n)), "one epoch: a disk is missing");
+                    assert!(
+                        self.staged_disks.iter().all(|d| d.contains_key(&n)),
+                        "one epoch: a disk is missing"
+                    );
                 }
                 StandbyAction::Acknowledge(n) => self.up.push_back(Up::Ack(n)),
                 StandbyAction::Apply(n) => {
@@ -176,9 +182,16 @@ impl Model {
 
     fn take_over(&mut self, n: Epoch) {
         let (memory, disks) = self.image;
-        assert_eq!(memory, self.staged_pages[&n], "all or nothing: another epoch than the last committed one");
+        assert_eq!(
+            memory, self.staged_pages[&n],
+            "all or nothing: another epoch than the last committed one"
+        );
         assert_eq!(disks, [memory; 2], "one epoch number: memory and disks differ");
-        assert!(memory >= self.heard, "output commit: the world heard {}, the guest is at {memory}", self.heard);
+        assert!(
+            memory >= self.heard,
+            "output commit: the world heard {}, the guest is at {memory}",
+            self.heard
+        );
         assert_eq!(self.arbiter, Some(Side::Standby), "one owner: promoted without the arbiter");
         let speaks = self.primary_up && self.guest_runs && !self.engaged && !self.silent;
         assert!(!speaks, "one owner: promoted while the primary speaks");
@@ -287,9 +300,13 @@ impl Model {
             return;
         }
         match self.primary.state() {
-            PrimaryState::Copying | PrimaryState::Arming => assert!(!self.engaged, "never muted: {:?}", self.primary),
+            PrimaryState::Copying | PrimaryState::Arming => {
+                assert!(!self.engaged, "never muted: {:?}", self.primary)
+            }
             PrimaryState::Protected => assert_eq!(*self.standby.state(), StandbyState::Following),
-            PrimaryState::Alone => assert_eq!(self.heard, self.counter, "never muted: everything held is out"),
+            PrimaryState::Alone => {
+                assert_eq!(self.heard, self.counter, "never muted: everything held is out")
+            }
             state => panic!("never frozen: {state:?} with a running guest"),
         }
     }

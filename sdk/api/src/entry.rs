@@ -197,7 +197,10 @@ mod tests {
         assert_eq!(e.path, ["inner"]);
         assert_eq!(e.problem, ConfigProblem::UnknownKey { key: "tapp".into(), known: vec!["tap".into()] });
         let e = parse("size = 1\ninner = {}");
-        assert_eq!((e.path, e.problem), (vec!["inner".into()], ConfigProblem::MissingKey { key: "tap".into() }));
+        assert_eq!(
+            (e.path, e.problem),
+            (vec!["inner".into()], ConfigProblem::MissingKey { key: "tap".into() })
+        );
         let e = parse("size = 'x'\ninner = { tap = 'x' }");
         assert_eq!(e.path, ["size"]);
         assert!(matches!(e.problem, ConfigProblem::BadValue { .. }), "{e}");

@@ -35,14 +35,14 @@ mod transport;
 
 pub use arbiter::{Arbiter, SessionId, Verdict};
 pub use codec::{Codec, PageSink};
-pub use disk::{BlockDevice, Disk, DiskProgress, DiskStats, RecordHead, RecordRx, RecordTx, MAX_RECORD};
-pub use entry::{parse_config, ConfigError, ConfigProblem, Factory, Kind, PluginEntry};
+pub use disk::{BlockDevice, Disk, DiskProgress, DiskStats, MAX_RECORD, RecordHead, RecordRx, RecordTx};
+pub use entry::{ConfigError, ConfigProblem, Factory, Kind, PluginEntry, parse_config};
 pub use epoch::Epoch;
 pub use error::{ErrorCode, PluginError};
 pub use guest::{Attachments, Guest, GuestEvent};
 pub use host::{Context, Host, Side};
 pub use inventory;
 pub use network::{Disengage, NetAttachment, NetworkBuffer, NetworkStats};
-pub use pages::{PageBitmap, PageRun, Region, PAGE_SIZE};
+pub use pages::{PAGE_SIZE, PageBitmap, PageRun, Region};
 pub use policy::{EpochPolicy, EpochStats};
-pub use transport::{ChannelRx, ChannelTx, Link, LinkAbort, Listener, Transport};
+pub use transport::{Channel, ChannelRx, ChannelTx, Link, LinkAbort, Listener, Transport};

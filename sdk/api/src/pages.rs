@@ -52,7 +52,8 @@ impl PageBitmap {
     /// # Panics
     /// When the range reaches past the end.
     pub fn set_range(&mut self, first: u64, count: u64) {
-        let end = first.checked_add(count).filter(|&e| e <= self.pages).expect("range lies inside the bitmap");
+        let end =
+            first.checked_add(count).filter(|&e| e <= self.pages).expect("range lies inside the bitmap");
         let mut at = first;
         while at < end {
             let bits = (64 - at % 64).min(end - at);
@@ -87,7 +88,11 @@ impl PageBitmap {
 
     /// The set bits as runs of `(first page, pages)`, ascending, each as long as possible.
     pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let mut at = 0;
+        self.runs_from(0)
+    }
+
+    /// Like [`PageBitmap::runs`], without the pages before `at`.
+    pub fn runs_from(&self, mut at: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         std::iter::from_fn(move || {
             let first = self.next(at, true)?;
             let end = self.next(first, false).unwrap_or(self.pages);
@@ -121,6 +126,7 @@ mod tests {
             map.set_range(first, count);
         }
         assert_eq!(map.runs().collect::<Vec<_>>(), [(0, 1), (60, 10), (128, 64), (199, 1)]);
+        assert_eq!(map.runs_from(65).collect::<Vec<_>>(), [(65, 5), (128, 64), (199, 1)]);
         assert_eq!(map.count(), 76);
         assert!(map.contains(69) && !map.contains(70) && !map.contains(200));
         let mut all = PageBitmap::new(200);

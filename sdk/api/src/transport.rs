@@ -22,6 +22,9 @@ pub trait Listener: Send {
     fn accept(&mut self, limit: Duration) -> Result<Option<Box<dyn Link>>, PluginError>;
 }
 
+/// Both ends of a channel, as one host has them.
+pub type Channel = (Box<dyn ChannelTx>, Box<dyn ChannelRx>);
+
 /// One relation between a primary and a standby.
 pub trait Link: Send {
     /// Opens the channel `name`; both sides open each name once, in the same order. `route` is used by the primary
@@ -31,7 +34,7 @@ pub trait Link: Send {
         name: &str,
         route: Option<&str>,
         limit: Duration,
-    ) -> Result<(Box<dyn ChannelTx>, Box<dyn ChannelRx>), PluginError>;
+    ) -> Result<Channel, PluginError>;
 
     /// A handle that ends the link from any thread.
     fn aborter(&self) -> Arc<dyn LinkAbort>;

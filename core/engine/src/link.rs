@@ -1,0 +1,238 @@
+//! The link between the two hosts: connecting, agreeing, heartbeats.
+
+use crate::ProtectError;
+use crate::control::{Command, Inbox};
+use crate::parts::{During, Parts, PluginFailure};
+use crate::primary::Event;
+use crate::silence::Heard;
+use crate::wire::{ControlTx, DiskTx, FrameRx, FrameTx, WireError};
+use aventine_api::{ChannelRx, Epoch, ErrorCode, Link, LinkAbort, PluginError, SessionId, Transport};
+use aventine_config::Config;
+use aventine_protocol::{Hello, Message};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing::info;
+
+/// How long the other side may take for one step of the handshake.
+pub(crate) const STEP: Duration = Duration::from_secs(10);
+/// How long the standby may take to start its guest.
+const READY: Duration = Duration::from_secs(120);
+/// How long one attempt to connect may take before the operator's commands are looked at.
+const ATTEMPT: Duration = Duration::from_millis(500);
+
+/// The primary's link without its bulk channels.
+pub(crate) struct PrimaryLink {
+    pub(crate) session: SessionId,
+    pub(crate) control: ControlTx,
+    pub(crate) heard: Heard,
+    pub(crate) abort: Arc<dyn LinkAbort>,
+    pub(crate) sent: Arc<AtomicU64>,
+    pub(crate) peer: String,
+    /// Keeps the channels alive.
+    _link: Box<dyn Link>,
+}
+
+/// A link that both sides have agreed on.
+pub(crate) struct Connected {
+    pub(crate) primary: PrimaryLink,
+    pub(crate) pages: FrameTx,
+    pub(crate) disks: Vec<DiskTx>,
+}
+
+/// Why the handshake failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The control channel failed.
+    #[error("The other side ended the connection during the handshake")]
+    Lost(#[source] PluginError),
+    /// The other side did not answer.
+    #[error("The other side did not answer within {0:?}")]
+    Silent(Duration),
+    /// The other side said something else than expected.
+    #[error("The other side sent {0:?} during the handshake")]
+    Unexpected(Message),
+    /// No random numbers.
+    #[error("Cannot make a session id")]
+    Random(#[from] rustix::io::Errno),
+}
+
+/// Connects to the standby and agrees with it; `None` when the operator gave up meanwhile. Waits for a standby for as
+/// long as it takes.
+pub(crate) fn connect(
+    config: &Config,
+    transport: &mut dyn Transport,
+    signature: Vec<(String, String)>,
+    parts: &Parts,
+    inbox: &Inbox,
+    to_loop: &Sender<Event>,
+    events: &Receiver<Event>,
+) -> Result<Option<Connected>, ProtectError> {
+    let transport_id = &config.transport.id;
+    inbox.say("connecting", "waiting for the standby");
+    let mut link = loop {
+        match transport.connect(ATTEMPT) {
+            Ok(link) => break link,
+            Err(e) if e.code() == ErrorCode::TimedOut || e.code() == ErrorCode::PeerLost => {
+                inbox.say("connecting", &e.chain());
+            }
+            Err(e) => return Err(Err::<(), _>(e).during(transport_id, "connecting").unwrap_err().into()),
+        }
+        if inbox.wants_end() {
+            return Ok(None);
+        }
+    };
+    let sent = Arc::new(AtomicU64::new(0));
+    let heard = Heard::default();
+    let (tx, rx) = link.open("control", None, STEP).during(transport_id, "opening the control channel")?;
+    let control = ControlTx::new(FrameTx::new(tx, Arc::clone(&sent)));
+    let (to_loop, ended) = (to_loop.clone(), to_loop.clone());
+    spawn_control_reader(
+        rx,
+        heard.clone(),
+        move |epoch, message| to_loop.send(Event::Message(epoch, message)).is_ok(),
+        move |error| drop(ended.send(Event::ControlLost(error))),
+    );
+    let mut session = [0; 16];
+    rustix::rand::getrandom(&mut session, rustix::rand::GetRandomFlags::empty())
+        .map_err(HandshakeError::Random)?;
+    let session = SessionId(session);
+    control
+        .send(Epoch::COPY, &Message::Hello(Hello { session, signature }))
+        .during(transport_id, "greeting the standby")?;
+    match await_message(events, inbox, STEP)? {
+        Some(Message::Accept) => {}
+        Some(Message::Refuse(reason)) => return Err(ProtectError::Refused { reason }),
+        Some(other) => return Err(HandshakeError::Unexpected(other).into()),
+        None => return Ok(None),
+    }
+    let (tx, _) = link.open("pages", None, STEP).during(transport_id, "opening the pages channel")?;
+    let pages = FrameTx::new(tx, Arc::clone(&sent));
+    let open_disk = |(id, disk): &(String, Box<dyn aventine_api::Disk>)| -> Result<DiskTx, PluginFailure> {
+        let route = disk.route();
+        let (tx, _) = link
+            .open(&format!("disk:{id}"), route.as_deref(), STEP)
+            .during(transport_id, "opening a disk's channel")?;
+        Ok(DiskTx(FrameTx::new(tx, Arc::clone(&sent))))
+    };
+    let disks = parts.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+    info!(%session, peer = link.peer(), "the standby has accepted");
+    let (abort, peer) = (link.aborter(), link.peer());
+    let primary = PrimaryLink { session, control, heard, abort, sent, peer, _link: link };
+    Ok(Some(Connected { primary, pages, disks }))
+}
+
+/// Waits until the standby is ready for the initial copy; `false` when the operator gave up meanwhile.
+pub(crate) fn await_ready(inbox: &Inbox, events: &Receiver<Event>) -> Result<bool, ProtectError> {
+    match await_message(events, inbox, READY)? {
+        Some(Message::Ready) => Ok(true),
+        Some(Message::Refuse(reason)) => Err(ProtectError::Refused { reason }),
+        Some(other) => Err(HandshakeError::Unexpected(other).into()),
+        None => Ok(false),
+    }
+}
+
+/// The next message of the handshake; `None` when the operator gave up. Heartbeats are not part of it.
+fn await_message(
+    events: &Receiver<Event>,
+    inbox: &Inbox,
+    limit: Duration,
+) -> Result<Option<Message>, ProtectError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match events.recv_timeout(Duration::from_millis(100)) {
+            Ok(Event::Message(_, Message::Heartbeat)) => {}
+            Ok(Event::Message(_, message)) => return Ok(Some(message)),
+            Ok(Event::ControlLost(e)) => return Err(HandshakeError::Lost(e).into()),
+            Ok(Event::Plugin(crate::parts::Report::Failed(id, e))) => {
+                return Err(PluginFailure { id, doing: "the handshake ran", source: e }.into());
+            }
+            Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        if inbox.wants_end() {
+            return Ok(None);
+        }
+        if Instant::now() > deadline {
+            return Err(HandshakeError::Silent(limit).into());
+        }
+    }
+}
+
+/// Reads the control channel until it ends, on a thread of its own: whatever the loop is busy with, what was heard is
+/// heard.
+pub(crate) fn spawn_control_reader(
+    rx: Box<dyn ChannelRx>,
+    heard: Heard,
+    message: impl Fn(Epoch, Message) -> bool + Send + 'static,
+    ended: impl FnOnce(PluginError) + Send + 'static,
+) {
+    thread::spawn(move || {
+        let mut rx = FrameRx::new(rx);
+        loop {
+            match rx.message() {
+                Ok((epoch, m)) => {
+                    heard.set();
+                    if m != Message::Heartbeat && !message(epoch, m) {
+                        return;
+                    }
+                }
+                Err(error) => return ended(WireError::into_plugin_error(error)),
+            }
+        }
+    });
+}
+
+/// Says that this side is alive until it is dropped or the channel fails.
+pub(crate) struct Heartbeat {
+    _stop: Sender<()>,
+}
+
+impl Heartbeat {
+    pub(crate) fn start(control: ControlTx, interval: Duration) -> Heartbeat {
+        let (stop, stopped) = channel::<()>();
+        thread::spawn(move || {
+            while control.send(Epoch::COPY, &Message::Heartbeat).is_ok() {
+                if stopped.recv_timeout(interval) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        });
+        Heartbeat { _stop: stop }
+    }
+}
+
+impl Inbox {
+    /// Sets what never changes in the status.
+    pub(crate) fn introduce(&self, guest: &str, side: &str) {
+        let mut measured = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        guest.clone_into(&mut measured.status.guest);
+        side.clone_into(&mut measured.status.side);
+    }
+
+    /// Before a guest runs: whether the operator wants to end. Answers every command.
+    pub(crate) fn wants_end(&self) -> bool {
+        let mut end = false;
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Stop { reply } => {
+                    let _ = reply.send(Ok(()));
+                    end = true;
+                }
+                Command::PowerDown | Command::Kill => end = true,
+                Command::Floor { reply, .. } => {
+                    let _ = reply.send(Err("no guest runs here yet".to_owned()));
+                }
+            }
+        }
+        end
+    }
+
+    /// Sets the state shown to the operator.
+    pub(crate) fn say(&self, state: &str, detail: &str) {
+        let mut measured = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        state.clone_into(&mut measured.status.state);
+        detail.clone_into(&mut measured.status.detail);
+    }
+}

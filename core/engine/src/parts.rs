@@ -1,0 +1,184 @@
+//! The plugins of one guest, made from the configuration through the registry.
+
+use aventine_api::{
+    Arbiter, Attachments, Codec, Context, Disk, Epoch, EpochPolicy, Factory, Guest, Host, NetworkBuffer,
+    PluginError, Side, Transport,
+};
+use aventine_config::{Config, Instance};
+use aventine_export::Export;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What a plugin's own thread reports.
+pub(crate) enum Report {
+    /// A buffer is getting full.
+    EarlyEpoch,
+    /// The disk at this position holds every write of this epoch.
+    DiskStaged(usize, Epoch),
+    /// A plugin failed on its own.
+    Failed(String, PluginError),
+}
+
+/// A plugin failed in a call of the engine's.
+#[derive(Debug, thiserror::Error)]
+#[error("Plugin {id} failed while {doing}")]
+pub struct PluginFailure {
+    /// `id` of the plugin's table.
+    pub id: String,
+    /// What was being done.
+    pub doing: &'static str,
+    /// Why.
+    pub source: PluginError,
+}
+
+impl PluginFailure {
+    /// The whole chain in one line, for the status and for the other side.
+    pub(crate) fn chain(&self) -> String {
+        format!("{self}: {}", self.source.chain())
+    }
+}
+
+/// Attaches the plugin and the deed to its error.
+pub(crate) trait During<T> {
+    fn during(self, id: &str, doing: &'static str) -> Result<T, PluginFailure>;
+}
+
+impl<T> During<T> for Result<T, PluginError> {
+    fn during(self, id: &str, doing: &'static str) -> Result<T, PluginFailure> {
+        self.map_err(|source| PluginFailure { id: id.to_owned(), doing, source })
+    }
+}
+
+/// Calls an instance's factory, which is of the kind that its table asked for.
+macro_rules! make {
+    ($maker:expr, $instance:expr, $position:expr, $kind:ident) => {{
+        let instance: &Instance = $instance;
+        let Factory::$kind(make) = instance.entry.factory else {
+            unreachable!("the configuration resolves plugins by kind")
+        };
+        make(&instance.config, $maker.context(instance, $position)).during(&instance.id, "being set up")
+    }};
+}
+/// Makes plugins for one side; `report` takes what they say from their own threads.
+pub(crate) struct Maker<'a, R> {
+    pub(crate) config: &'a Config,
+    pub(crate) side: Side,
+    pub(crate) state_dir: &'a Path,
+    pub(crate) report: R,
+}
+
+struct PluginHost<R> {
+    id: String,
+    position: usize,
+    report: R,
+}
+
+impl<R: Fn(Report) + Send + Sync> Host for PluginHost<R> {
+    fn request_epoch(&self) {
+        (self.report)(Report::EarlyEpoch);
+    }
+
+    fn staged(&self, epoch: Epoch) {
+        (self.report)(Report::DiskStaged(self.position, epoch));
+    }
+
+    fn failed(&self, error: PluginError) {
+        (self.report)(Report::Failed(self.id.clone(), error));
+    }
+}
+
+impl<R: Fn(Report) + Send + Sync + Clone + 'static> Maker<'_, R> {
+    fn context(&self, instance: &Instance, position: usize) -> Context {
+        let host = PluginHost { id: instance.id.clone(), position, report: self.report.clone() };
+        Context {
+            guest: self.config.name.clone(),
+            id: instance.id.clone(),
+            side: self.side,
+            state_dir: self.state_dir.to_owned(),
+            config_dir: self.config.dir.clone(),
+            host: Arc::new(host),
+        }
+    }
+
+    pub(crate) fn transport(&self) -> Result<Box<dyn Transport>, PluginFailure> {
+        make!(self, &self.config.transport, 0, Transport)
+    }
+
+    pub(crate) fn arbiter(&self) -> Result<Box<dyn Arbiter>, PluginFailure> {
+        make!(self, &self.config.arbiter, 0, Arbiter)
+    }
+
+    pub(crate) fn policy(&self) -> Result<Box<dyn EpochPolicy>, PluginFailure> {
+        make!(self, &self.config.policy, 0, Policy)
+    }
+
+    pub(crate) fn codec(&self) -> Result<Box<dyn Codec>, PluginFailure> {
+        make!(self, &self.config.codec, 0, Codec)
+    }
+
+    /// The guest and its buffers.
+    pub(crate) fn parts(&self) -> Result<Parts, PluginFailure> {
+        let networks = self.config.networks.iter().enumerate();
+        let networks = networks
+            .map(|(i, n)| Ok((n.id.clone(), make!(self, n, i, Network)?)))
+            .collect::<Result<_, _>>()?;
+        let disks = self.config.disks.iter().enumerate();
+        let disks =
+            disks.map(|(i, d)| Ok((d.id.clone(), make!(self, d, i, Disk)?))).collect::<Result<_, _>>()?;
+        let guest = make!(self, &self.config.guest, 0, Guest)?;
+        Ok(Parts { guest, networks, exports: Vec::new(), disks })
+    }
+}
+
+/// The guest and its buffers. Dropped in this order: the guest first, because it uses the others.
+pub(crate) struct Parts {
+    pub(crate) guest: Box<dyn Guest>,
+    pub(crate) networks: Vec<(String, Box<dyn NetworkBuffer>)>,
+    pub(crate) exports: Vec<Export>,
+    pub(crate) disks: Vec<(String, Box<dyn Disk>)>,
+}
+
+impl Parts {
+    /// Exports the disks and starts the guest.
+    pub(crate) fn start(&mut self, state_dir: &Path) -> Result<(), PluginFailure> {
+        let mut attachments = Attachments::default();
+        for (id, network) in &self.networks {
+            attachments.networks.push((id.clone(), network.attachment()));
+        }
+        for (id, disk) in &self.disks {
+            let socket = state_dir.join(format!("{id}.nbd"));
+            let export = Export::start(&socket, id, disk.block())
+                .map_err(|e| PluginError::new(aventine_api::ErrorCode::Unavailable, e))
+                .during(id, "being exported to the guest")?;
+            self.exports.push(export);
+            attachments.disks.push((id.clone(), socket));
+        }
+        self.guest.start(&attachments).during("guest", "starting")
+    }
+
+    /// The smallest depth any buffer declares.
+    pub(crate) fn depth(&self) -> u32 {
+        let networks = self.networks.iter().map(|(_, n)| n.depth());
+        networks.chain(self.disks.iter().map(|(_, d)| d.depth())).min().unwrap_or(8)
+    }
+
+    /// What must be the same on both hosts.
+    pub(crate) fn signature(&mut self, config: &Config) -> Result<Vec<(String, String)>, PluginFailure> {
+        let plugin = |i: &Instance| format!("{} {}", i.entry.name, i.entry.version);
+        let mut facts = vec![
+            ("aventine".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("name".to_owned(), config.name.clone()),
+            ("heartbeat".to_owned(), format!("{:?}", config.heartbeat)),
+            ("detection".to_owned(), format!("{:?}", config.detection)),
+            ("guest".to_owned(), plugin(&config.guest)),
+            ("transport".to_owned(), plugin(&config.transport)),
+            ("codec".to_owned(), plugin(&config.codec)),
+            ("arbiter".to_owned(), plugin(&config.arbiter)),
+        ];
+        facts.extend(config.networks.iter().map(|n| (format!("network {}", n.id), plugin(n))));
+        facts.extend(config.disks.iter().map(|d| (format!("disk {}", d.id), plugin(d))));
+        let guest = self.guest.signature().during("guest", "being described")?;
+        facts.extend(guest.into_iter().map(|(name, value)| (format!("guest.{name}"), value)));
+        Ok(facts)
+    }
+}

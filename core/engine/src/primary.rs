@@ -1,0 +1,355 @@
+//! The primary: the epoch loop.
+//!
+//! ```text
+//!        ┌──────────────────────────── turn ────────────────────────────┐
+//!        │ wait for an event or the next epoch ─► step the machine ─►   │
+//!        │ carry out its actions ─► housekeeping ─► copy │ epoch        │
+//!        └──────────────────────────────────────────────────────────────┘
+//!  epoch:  pausing · pause · seal · start_state · dirty · capture · finish_state · resume · hand over
+//! ```
+//! One thread runs this loop, the guest plugin and all epoch verbs. Beside it: the sender ([`crate::sender`]), the
+//! control channel's reader, the heartbeat, the arbiter's thread, and what plugins own. [`aventine_protocol::Primary`]
+//! decides; this file carries out.
+
+mod operate;
+mod steer;
+
+use crate::control::{Command, Inbox, Quantiles};
+use crate::link::{self, Heartbeat, PrimaryLink};
+use crate::memory::GuestMemory;
+use crate::parts::{During, Maker, Parts, PluginFailure, Report};
+use crate::silence::Silence;
+use crate::staging::{CopyStep, SenderGone, Staging};
+use crate::stats::{Samples, Shared};
+use crate::{ProtectEnd, ProtectError, arbiter, sender};
+use aventine_api::{Epoch, EpochPolicy, EpochStats, PageBitmap, PluginError, Side, Verdict};
+use aventine_config::Config;
+use aventine_protocol::{Message, Primary, PrimaryEvent, PrimaryState};
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::PoisonError;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing::info;
+
+/// The loop never sleeps longer than this: the guest's own events are polled.
+const TICK: Duration = Duration::from_millis(20);
+/// How often the initial copy goes over memory before it leaves the rest to the first checkpoint.
+const COPY_ROUNDS: u32 = 8;
+
+/// What the loop waits for, besides the time.
+pub(crate) enum Event {
+    /// A message from the standby.
+    Message(Epoch, Message),
+    /// The control channel has ended.
+    ControlLost(PluginError),
+    /// The pages channel has failed.
+    PagesLost(PluginError),
+    /// A plugin's own thread says something.
+    Plugin(Report),
+    /// The arbiter's answer.
+    Verdict(Verdict),
+}
+
+/// Protects the guest of `config` until it ends.
+pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result<ProtectEnd, ProtectError> {
+    let (events_tx, events) = channel();
+    let to_loop = events_tx.clone();
+    let report = move |r| drop(to_loop.send(Event::Plugin(r)));
+    let maker = Maker { config, side: Side::Primary, state_dir, report };
+    let mut record = arbiter::Record::open(state_dir)?;
+    let mut arbiter = maker.arbiter()?;
+    record.settle(arbiter.as_mut())?;
+    let mut parts = maker.parts()?;
+    let signature = parts.signature(config)?;
+    let mut transport = maker.transport()?;
+    let Some(link) =
+        link::connect(config, transport.as_mut(), signature, &parts, &inbox, &events_tx, &events)?
+    else {
+        return Ok(ProtectEnd::Stopped);
+    };
+    for ((id, disk), tx) in parts.disks.iter_mut().zip(link.disks) {
+        disk.replicate(Box::new(tx)).during(id, "starting to replicate")?;
+    }
+    parts.start(state_dir)?;
+    if !link::await_ready(&inbox, &events)? {
+        return Ok(ProtectEnd::Stopped);
+    }
+    record.begin(link.primary.session)?;
+
+    // SAFETY: `memory` and `parts.guest` live in the same `Loop`, whose fields drop in order: memory first.
+    let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
+    let pages = memory.pages();
+    let (jobs_tx, jobs) = channel();
+    let (staging, back) = Staging::new(config.staging, jobs_tx);
+    let (states_tx, states) = channel();
+    let (codec, pages_tx, to_loop) = (maker.codec()?, link.pages, events_tx.clone());
+    thread::spawn(move || sender::run(&jobs, pages_tx, codec, &back, &states_tx, &to_loop));
+
+    let now = Instant::now();
+    let mut epochs = Loop {
+        memory,
+        machine: Primary::new(parts.depth()),
+        policy: maker.policy()?,
+        silence: Silence::new(link.primary.heard.clone(), config.heartbeat, config.detection, now),
+        heartbeat: Some(Heartbeat::start(link.primary.control.clone(), config.heartbeat)),
+        arbiter: arbiter::Claimant::start(arbiter, link.primary.session, Side::Primary, move |v| {
+            drop(events_tx.send(Event::Verdict(v)));
+        }),
+        link: link.primary,
+        record,
+        staging,
+        states,
+        dirty: PageBitmap::new(pages),
+        pending: VecDeque::new(),
+        spare: Vec::new(),
+        copy: Some(Copy { round: 0, todo: PageBitmap::new(pages), at: 0, pages_sent: 0, pages_known: 0 }),
+        next_epoch: now,
+        paused_at: now,
+        early: false,
+        last: EpochStats::default(),
+        floor: None,
+        after_alone: None,
+        stop_replies: Vec::new(),
+        guest_lost: None,
+        shared: inbox.shared,
+        commands: inbox.commands,
+        reported: now,
+        events,
+        parts,
+    };
+    epochs.parts.guest.resume().during("guest", "starting to run")?;
+    epochs.run()
+}
+
+/// The live initial copy of memory, in rounds.
+struct Copy {
+    round: u32,
+    todo: PageBitmap,
+    at: u64,
+    pages_sent: u64,
+    pages_known: u64,
+}
+
+/// An epoch sealed and not acknowledged: its dirty bits are kept until it is.
+struct Pending {
+    epoch: Epoch,
+    sealed_at: Instant,
+    dirty: PageBitmap,
+}
+
+/// What was asked for once the guest is this side's alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AfterAlone {
+    PowerDown,
+    Kill,
+}
+
+/// A running measurement of the guest's own pause + save + resume.
+struct FloorRun {
+    left: u32,
+    /// Whether an epoch has ended since the last round.
+    due: bool,
+    samples: Samples,
+    reply: Sender<Result<Quantiles, String>>,
+}
+
+/// Everything the epoch loop owns.
+struct Loop {
+    memory: GuestMemory,
+    parts: Parts,
+    machine: Primary,
+    policy: Box<dyn EpochPolicy>,
+    staging: Staging,
+    states: Receiver<Vec<u8>>,
+    /// Dirty pages that no sealed epoch holds yet; clear except after a failure and for the first epoch.
+    dirty: PageBitmap,
+    pending: VecDeque<Pending>,
+    spare: Vec<PageBitmap>,
+    copy: Option<Copy>,
+    next_epoch: Instant,
+    paused_at: Instant,
+    early: bool,
+    last: EpochStats,
+    link: PrimaryLink,
+    silence: Silence,
+    heartbeat: Option<Heartbeat>,
+    arbiter: arbiter::Claimant,
+    record: arbiter::Record,
+    floor: Option<FloorRun>,
+    after_alone: Option<AfterAlone>,
+    stop_replies: Vec<Sender<Result<(), String>>>,
+    guest_lost: Option<String>,
+    events: Receiver<Event>,
+    commands: Receiver<Command>,
+    shared: Shared,
+    reported: Instant,
+}
+
+impl Loop {
+    fn run(&mut self) -> Result<ProtectEnd, ProtectError> {
+        loop {
+            self.turn()?;
+            match self.machine.state() {
+                PrimaryState::Ended => break,
+                PrimaryState::Fenced => return Ok(ProtectEnd::Fenced),
+                PrimaryState::HandedOver => {
+                    self.await_link_end();
+                    return Ok(ProtectEnd::HandedOver);
+                }
+                _ => {}
+            }
+        }
+        self.record.end()?;
+        match self.guest_lost.take() {
+            Some(how) => Err(ProtectError::GuestLost { how }),
+            None => Ok(ProtectEnd::GuestEnded),
+        }
+    }
+
+    /// One turn of the loop.
+    fn turn(&mut self) -> Result<(), ProtectError> {
+        let wait = if self.copy.is_some() { Duration::from_millis(1) } else { self.until_epoch() };
+        let mut event = self.events.recv_timeout(wait.min(TICK)).ok();
+        while let Some(e) = event {
+            self.take(e)?;
+            event = self.events.try_recv().ok();
+        }
+        self.housekeeping()?;
+        if self.copy.is_some() {
+            self.copy()?;
+        }
+        if self.machine.may_seal() && (self.early || Instant::now() >= self.next_epoch) {
+            self.epoch()?;
+        }
+        Ok(())
+    }
+
+    /// How long until the next epoch may begin.
+    fn until_epoch(&self) -> Duration {
+        if self.machine.may_seal() { self.next_epoch.saturating_duration_since(Instant::now()) } else { TICK }
+    }
+
+    /// The epoch loop's heart: one checkpoint, from pause to hand-over.
+    fn epoch(&mut self) -> Result<(), ProtectError> {
+        self.parts.disks.iter().for_each(|(_, d)| d.pausing());
+        self.paused_at = Instant::now();
+        let captured = self.checkpoint();
+        let resumed = self.parts.guest.resume().during("guest", "resuming");
+        let pause = self.paused_at.elapsed();
+        match captured.and_then(|c| resumed.map(|()| c).map_err(Failure::Plugin)) {
+            Ok(captured) => self.hand_over(captured, pause),
+            Err(Failure::Plugin(failure)) => self.local_error(&failure),
+            Err(Failure::Link) => self.step(PrimaryEvent::LinkLost),
+        }
+    }
+
+    /// The pause, without the resume: seals every buffer and captures memory and device state.
+    fn checkpoint(&mut self) -> Result<Captured, Failure> {
+        self.parts.guest.pause().during("guest", "pausing")?;
+        let (epoch, armed) = self.machine.seal().map_err(|_| Failure::Link)?;
+        for (id, network) in &mut self.parts.networks {
+            network.seal(epoch).during(id, "sealing")?;
+        }
+        for (id, disk) in &mut self.parts.disks {
+            disk.seal(epoch).during(id, "sealing")?;
+        }
+        self.parts.guest.start_state().during("guest", "saving its device state")?;
+        let scan = Instant::now();
+        let found = self.parts.guest.dirty(&mut self.dirty).during("guest", "finding dirty pages");
+        let scan_time = scan.elapsed();
+        let copy = Instant::now();
+        let pages = match found {
+            Ok(()) => self.staging.capture(epoch, &self.dirty, &self.memory)?,
+            Err(failure) => return Err(failure.into()),
+        };
+        let copy_time = copy.elapsed();
+        let mut state = self.states.try_recv().unwrap_or_default();
+        self.parts.guest.finish_state(&mut state).during("guest", "saving its device state")?;
+        Ok(Captured { epoch, armed, pages, state, scan_time, copy_time })
+    }
+
+    /// The guest runs again: gives the checkpoint to the sender and plans the next.
+    fn hand_over(&mut self, captured: Captured, pause: Duration) -> Result<(), ProtectError> {
+        let Captured { epoch, armed, pages, state, scan_time, copy_time } = captured;
+        let clean = self.spare.pop().unwrap_or_else(|| PageBitmap::new(self.memory.pages()));
+        let dirty = std::mem::replace(&mut self.dirty, clean);
+        self.pending.push_back(Pending { epoch, sealed_at: self.paused_at, dirty });
+        if self.staging.finish(epoch, armed, state).is_err() {
+            return self.step(PrimaryEvent::LinkLost);
+        }
+        self.early = false;
+        self.floor.iter_mut().for_each(|f| f.due = true);
+        self.last =
+            EpochStats { pause, dirty_pages: pages, in_flight: self.machine.in_flight(), ..self.last };
+        self.next_epoch = self.paused_at + self.policy.interval(&self.last);
+        let mut measured = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        measured.pause.push_time(pause);
+        measured.scan.push_time(scan_time);
+        measured.copy.push_time(copy_time);
+        measured.dirty.push(pages);
+        Ok(())
+    }
+
+    /// A part of the initial copy: as much as staging takes at once, so that the loop stays awake.
+    fn copy(&mut self) -> Result<(), ProtectError> {
+        let Some(copy) = &mut self.copy else { return Ok(()) };
+        loop {
+            match self.staging.capture_some(&copy.todo, copy.at, &self.memory) {
+                Ok(CopyStep::Copied { pages, next }) => {
+                    copy.at = next;
+                    copy.pages_sent += pages;
+                }
+                Ok(CopyStep::Full) => return Ok(()),
+                Ok(CopyStep::Done) => break,
+                Err(SenderGone) => return self.step(PrimaryEvent::LinkLost),
+            }
+        }
+        (copy.round, copy.at) = (copy.round + 1, 0);
+        copy.todo.clear();
+        if let Err(failure) = self.parts.guest.dirty(&mut copy.todo).during("guest", "finding dirty pages") {
+            return self.local_error(&failure);
+        }
+        let left = copy.todo.count();
+        copy.pages_known = copy.pages_sent + left;
+        let disks_done = self.parts.disks.iter().map(|(_, d)| d.progress()).all(|p| p.done == p.total);
+        // The first round only finds what there is to copy.
+        let enough = left <= self.memory.pages() / 64 || copy.round >= COPY_ROUNDS;
+        if disks_done && copy.round > 1 && enough {
+            self.dirty.merge(&copy.todo);
+            info!(rounds = copy.round, pages = copy.pages_sent, "initial copy done");
+            self.copy = None;
+            return self.step(PrimaryEvent::Copied);
+        }
+        Ok(())
+    }
+}
+
+/// A checkpoint as it comes out of the pause.
+struct Captured {
+    epoch: Epoch,
+    armed: bool,
+    pages: u64,
+    state: Vec<u8>,
+    scan_time: Duration,
+    copy_time: Duration,
+}
+
+/// Why a pause yielded no checkpoint.
+enum Failure {
+    Plugin(PluginFailure),
+    Link,
+}
+
+impl From<PluginFailure> for Failure {
+    fn from(failure: PluginFailure) -> Failure {
+        Failure::Plugin(failure)
+    }
+}
+
+impl From<SenderGone> for Failure {
+    fn from(SenderGone: SenderGone) -> Failure {
+        Failure::Link
+    }
+}

@@ -1,0 +1,170 @@
+//! What is due in every turn beside the epochs: commands, the guest's own doings, the status.
+
+use super::{AfterAlone, FloorRun, Loop};
+use crate::ProtectError;
+use crate::control::Command;
+use crate::parts::During;
+use crate::stats::Samples;
+use aventine_api::{GuestEvent, PAGE_SIZE};
+use aventine_protocol::{EndReason, PrimaryEvent, PrimaryState};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tracing::{error, info, warn};
+
+impl Loop {
+    /// What is due in every turn.
+    pub(super) fn housekeeping(&mut self) -> Result<(), ProtectError> {
+        while let Ok(command) = self.commands.try_recv() {
+            self.command(command)?;
+        }
+        // A guest that is already known to be lost has nothing more to say.
+        let event = if self.guest_lost.is_none() {
+            self.parts.guest.poll().during("guest", "being watched")
+        } else {
+            Ok(None)
+        };
+        match event {
+            Ok(Some(event)) => self.guest_event(event)?,
+            Ok(None) => {}
+            Err(failure) => self.local_error(&failure)?,
+        }
+        let open = self.heartbeat.is_some();
+        if open && self.silence.tick(Instant::now()) {
+            self.link_lost("nothing was heard for the detection time")?;
+        }
+        self.floor_round()?;
+        if self.reported.elapsed() >= Duration::from_millis(100) {
+            self.report();
+        }
+        Ok(())
+    }
+
+    pub(super) fn guest_event(&mut self, event: GuestEvent) -> Result<(), ProtectError> {
+        match event {
+            GuestEvent::ShutDown => self.step(PrimaryEvent::End(EndReason::GuestShutDown)),
+            GuestEvent::Rebooted => {
+                info!("the guest rebooted");
+                Ok(())
+            }
+            GuestEvent::Panicked => {
+                warn!("the guest's kernel panicked; its state stays replicated");
+                Ok(())
+            }
+            GuestEvent::Lost { how } if self.after_alone == Some(AfterAlone::Kill) => {
+                info!(how, "the guest was ended");
+                self.step(PrimaryEvent::End(EndReason::GuestShutDown))
+            }
+            GuestEvent::Lost { how } => {
+                error!(how, "the guest's process is gone");
+                self.detail(format!("the guest's process is gone: {how}"));
+                self.guest_lost = Some(how);
+                self.step(PrimaryEvent::GuestLost)
+            }
+        }
+    }
+
+    pub(super) fn command(&mut self, command: Command) -> Result<(), ProtectError> {
+        match command {
+            Command::Stop { reply } => {
+                if self.is_alone() {
+                    let _ = reply.send(Ok(()));
+                    return Ok(());
+                }
+                self.stop_replies.push(reply);
+                self.step(PrimaryEvent::End(EndReason::Stopped))
+            }
+            Command::PowerDown | Command::Kill => {
+                let kill = matches!(command, Command::Kill);
+                self.after_alone = Some(if kill { AfterAlone::Kill } else { AfterAlone::PowerDown });
+                if self.is_alone() {
+                    return Ok(self.after_alone()?);
+                }
+                self.step(PrimaryEvent::End(EndReason::Stopped))
+            }
+            Command::Floor { rounds, reply } => {
+                if *self.machine.state() == PrimaryState::Protected {
+                    let left = rounds.clamp(1, 1000);
+                    self.floor = Some(FloorRun { left, due: false, samples: Samples::default(), reply });
+                } else {
+                    let _ = reply.send(Err("the guest is not protected".to_owned()));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn is_alone(&self) -> bool {
+        *self.machine.state() == PrimaryState::Alone
+    }
+
+    /// One round of the floor, half-way between two epochs, so that the guest has run before it as it does before an
+    /// epoch.
+    pub(super) fn floor_round(&mut self) -> Result<(), ProtectError> {
+        let half_way = self.paused_at + self.next_epoch.saturating_duration_since(self.paused_at) / 2;
+        let Some(floor) = &mut self.floor else { return Ok(()) };
+        if !floor.due || Instant::now() < half_way {
+            return Ok(());
+        }
+        let mut state = Vec::new();
+        let start = Instant::now();
+        let guest = &mut self.parts.guest;
+        let timed =
+            guest.pause().and_then(|()| guest.start_state()).and_then(|()| guest.finish_state(&mut state));
+        let resumed = guest.resume();
+        floor.samples.push_time(start.elapsed());
+        (floor.left, floor.due) = (floor.left - 1, false);
+        timed.and(resumed).during("guest", "being timed")?;
+        if floor.left == 0 {
+            let _ = floor.reply.send(Ok(std::mem::take(&mut floor.samples).quantiles()));
+            self.floor = None;
+        }
+        Ok(())
+    }
+
+    pub(super) fn detail(&self, text: String) {
+        warn!("{text}");
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).status.detail = text;
+    }
+
+    pub(super) fn report(&mut self) {
+        self.reported = Instant::now();
+        let copied = self.copy.as_ref().map(|c| {
+            let disks = self.parts.disks.iter().map(|(_, d)| d.progress());
+            let memory = (c.pages_sent * PAGE_SIZE as u64, c.pages_known * PAGE_SIZE as u64);
+            disks.fold(memory, |(done, total), p| (done + p.done, total + p.total))
+        });
+        let networks = self.parts.networks.iter().map(|(_, n)| n.stats());
+        let (held, dropped) = networks.fold((0, 0), |(h, d), s| (h + s.held_bytes, d + s.dropped_frames));
+        let mut measured = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = &mut measured.status;
+        status.state = state_name(self.machine.state()).to_owned();
+        status.peer.clone_from(&self.link.peer);
+        status.guest_pid = self.parts.guest.process();
+        status.sealed = self.machine.sealed().0;
+        status.committed = self.machine.acknowledged().0;
+        if let Some((done, total)) = copied {
+            (status.copied_bytes, status.copy_total_bytes) = (done, total);
+        }
+        status.bytes_sent = self.link.sent.load(Ordering::Relaxed);
+        status.held_bytes = held;
+        if dropped > status.dropped_frames {
+            warn!(frames = dropped - status.dropped_frames, "a network buffer or its uplink lost frames");
+        }
+        status.dropped_frames = dropped;
+    }
+}
+
+pub(super) fn state_name(state: &PrimaryState) -> &'static str {
+    match state {
+        PrimaryState::Copying => "copying",
+        PrimaryState::Arming => "arming",
+        PrimaryState::Protected => "protected",
+        PrimaryState::Ending(_) => "ending",
+        PrimaryState::Resolving => "resolving",
+        PrimaryState::Alone => "unprotected",
+        PrimaryState::Ended => "ended",
+        PrimaryState::Fenced => "fenced",
+        PrimaryState::HandedOver => "handed-over",
+    }
+}

@@ -1,0 +1,192 @@
+//! What happens becomes an event of the machine; what the machine answers is carried out.
+
+use super::operate::state_name;
+use super::{AfterAlone, Event, Loop};
+use crate::ProtectError;
+use crate::parts::{During, PluginFailure, Report};
+use aventine_api::{Disengage, Epoch, ErrorCode};
+use aventine_protocol::{EndReason, Message, PrimaryAction, PrimaryEvent, PrimaryState};
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+
+impl Loop {
+    /// Turns what happened into an event of the machine.
+    pub(super) fn take(&mut self, event: Event) -> Result<(), ProtectError> {
+        match event {
+            Event::Message(epoch, Message::Acknowledge) => {
+                self.acknowledged(epoch);
+                self.step(PrimaryEvent::Acknowledged(epoch))
+            }
+            Event::Message(_, Message::EndAck) => self.step(PrimaryEvent::EndAcknowledged),
+            Event::Message(_, Message::Failed(why)) => {
+                self.detail(format!("the standby failed: {why}"));
+                self.step(PrimaryEvent::StandbyRenounced)
+            }
+            Event::Message(_, Message::Heartbeat | Message::Ready) => Ok(()),
+            Event::Message(_, other) => {
+                self.detail(format!("the standby sent {other:?}, which has no place here"));
+                self.step(PrimaryEvent::LinkLost)
+            }
+            Event::ControlLost(e) | Event::PagesLost(e) => self.link_lost(&e.chain()),
+            Event::Plugin(Report::EarlyEpoch) => {
+                self.early = true;
+                Ok(())
+            }
+            Event::Plugin(Report::Failed(_, e)) if e.code() == ErrorCode::PeerLost => {
+                self.link_lost(&e.chain())
+            }
+            Event::Plugin(Report::Failed(id, source)) => {
+                self.local_error(&PluginFailure { id, doing: "replicating", source })
+            }
+            Event::Plugin(Report::DiskStaged(..)) => Ok(()),
+            Event::Verdict(verdict) => self.step(PrimaryEvent::Verdict(verdict)),
+        }
+    }
+
+    /// Steps the machine and carries out what it says.
+    pub(super) fn step(&mut self, event: PrimaryEvent) -> Result<(), ProtectError> {
+        let before = self.machine.state().clone();
+        let mut actions = Vec::new();
+        if let Err(violation) = self.machine.step(event, &mut actions) {
+            self.detail(violation.to_string());
+        }
+        for action in actions {
+            self.carry_out(action)?;
+        }
+        if *self.machine.state() != before {
+            self.entered()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn carry_out(&mut self, action: PrimaryAction) -> Result<(), ProtectError> {
+        match action {
+            PrimaryAction::Engage => {
+                let engage =
+                    self.parts.networks.iter_mut().map(|(id, n)| n.engage().during(id, "starting to hold"));
+                let engaged = engage.collect();
+                return self.or_local_error(engaged);
+            }
+            PrimaryAction::Release(epoch) => {
+                let released = self.release(epoch);
+                return self.or_local_error(released);
+            }
+            PrimaryAction::SendEnd(reason) => self.tell(&Message::End(reason)),
+            PrimaryAction::SendYield => self.tell(&Message::Yield),
+            PrimaryAction::Claim => self.arbiter.claim(),
+            PrimaryAction::Disengage(why) => {
+                if let Err(failure) = self.disengage(why) {
+                    self.detail(failure.chain());
+                }
+            }
+            PrimaryAction::KillGuest => self.parts.guest.kill().during("guest", "being ended")?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self, epoch: Epoch) -> Result<(), PluginFailure> {
+        for (id, network) in &mut self.parts.networks {
+            network.release(epoch).during(id, "releasing output")?;
+        }
+        self.parts.disks.iter_mut().try_for_each(|(id, disk)| disk.release(epoch).during(id, "releasing"))
+    }
+
+    /// Every buffer is disengaged, even when one fails: what this side owns must talk again, what it does not own
+    /// must be silent.
+    pub(super) fn disengage(&mut self, why: Disengage) -> Result<(), PluginFailure> {
+        let networks =
+            self.parts.networks.iter_mut().map(|(id, n)| n.disengage(why).during(id, "disengaging"));
+        let mut results: Vec<_> = networks.collect();
+        results.extend(self.parts.disks.iter_mut().map(|(id, d)| d.disengage(why).during(id, "disengaging")));
+        results.into_iter().collect()
+    }
+
+    /// Once, after each change of the machine's state.
+    pub(super) fn entered(&mut self) -> Result<(), ProtectError> {
+        let state = self.machine.state().clone();
+        info!(state = state_name(&state), "primary");
+        if !matches!(state, PrimaryState::Copying) {
+            self.copy = None;
+        }
+        match state {
+            PrimaryState::Alone | PrimaryState::Ended | PrimaryState::Fenced => {
+                self.link.abort.abort();
+                self.heartbeat = None;
+                self.floor = None;
+                self.pending.drain(..).for_each(|p| self.dirty.merge(&p.dirty));
+                if state != PrimaryState::Fenced {
+                    self.record.end()?;
+                }
+                self.stop_replies.drain(..).for_each(|r| drop(r.send(Ok(()))));
+                if state == PrimaryState::Alone {
+                    warn!("the guest runs on unprotected");
+                    self.after_alone()?;
+                }
+            }
+            _ => {}
+        }
+        self.report();
+        Ok(())
+    }
+
+    pub(super) fn after_alone(&mut self) -> Result<(), PluginFailure> {
+        match self.after_alone {
+            Some(AfterAlone::PowerDown) => {
+                self.parts.guest.power_down().during("guest", "being asked to shut down")
+            }
+            Some(AfterAlone::Kill) => self.parts.guest.kill().during("guest", "being ended"),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, epoch: Epoch) {
+        while self.pending.front().is_some_and(|p| p.epoch <= epoch) {
+            let Some(mut done) = self.pending.pop_front() else { break };
+            let commit = done.sealed_at.elapsed();
+            self.last.commit = commit;
+            self.shared.lock().unwrap_or_else(PoisonError::into_inner).commit.push_time(commit);
+            done.dirty.clear();
+            self.spare.push(done.dirty);
+        }
+    }
+
+    pub(super) fn link_lost(&mut self, why: &str) -> Result<(), ProtectError> {
+        if self.heartbeat.is_some() {
+            self.detail(format!("the standby is lost: {why}"));
+        }
+        self.step(PrimaryEvent::LinkLost)
+    }
+
+    /// A failed plugin ends protection, never the guest.
+    pub(super) fn or_local_error(&mut self, result: Result<(), PluginFailure>) -> Result<(), ProtectError> {
+        result.or_else(|failure| self.local_error(&failure))
+    }
+
+    /// This side can no longer replicate: the guest runs on here, the standby stands down.
+    pub(super) fn local_error(&mut self, failure: &PluginFailure) -> Result<(), ProtectError> {
+        let text = failure.chain();
+        if failure.source.code() == ErrorCode::PeerLost && self.parts.guest.process().is_none() {
+            return Ok(()); // the guest is gone: the next poll says how
+        }
+        self.detail(text.clone());
+        self.step(PrimaryEvent::End(EndReason::LocalError(text)))
+    }
+
+    pub(super) fn tell(&self, message: &Message) {
+        if let Err(error) = self.link.control.send(self.machine.sealed(), message) {
+            // The reader notices the same loss, and the machine acts on that.
+            warn!(error = error.chain(), "a message did not reach the standby");
+        }
+    }
+
+    /// Gives the standby the time to read the last message.
+    pub(super) fn await_link_end(&self) {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while let Ok(event) = self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if matches!(event, Event::ControlLost(_)) {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The standby's receiver: stages checkpoints as they arrive, and verifies them before anyone hears of them.
+//!
+//! Pages of the initial copy go straight into the memory image: there is no checkpoint yet that they could damage.
+//! Every later epoch is kept as it came, in buffers that are used again, until it is committed and applied. When more
+//! than the configured staging memory is in use and a whole checkpoint is waiting to be applied, the receiver stops
+//! reading, and the primary feels it. A single checkpoint may be larger than that: it is at most the guest's memory.
+
+use crate::memory::GuestMemory;
+use crate::wire::{FrameRx, WireError};
+use aventine_api::{Codec, Epoch, ErrorCode, PluginError};
+use aventine_protocol::{CheckpointEnd, FrameHeader, FrameKind, MessageError, PayloadHash};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+/// A checkpoint, complete and checked.
+pub(crate) struct Checkpoint {
+    pub(crate) epoch: Epoch,
+    pub(crate) armed: bool,
+    pub(crate) pages: Vec<Vec<u8>>,
+    pub(crate) state: Vec<u8>,
+}
+
+/// Why the stream of checkpoints was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    /// The channel or its framing failed.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The codec does not accept a payload.
+    #[error("A batch of pages of epoch {epoch} cannot be decoded")]
+    Pages {
+        /// The epoch.
+        epoch: Epoch,
+        /// Why.
+        source: PluginError,
+    },
+    /// A part of another epoch.
+    #[error("Part of epoch {got} arrived inside epoch {expected}")]
+    Epoch {
+        /// The part's epoch.
+        got: Epoch,
+        /// The one being staged.
+        expected: Epoch,
+    },
+    /// The end of the checkpoint does not agree with what arrived.
+    #[error("Epoch {0} is not what the primary sent: frames, pages or device state are missing or differ")]
+    Incomplete(Epoch),
+    /// A damaged end of a checkpoint.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
+
+impl ReceiveError {
+    /// The same as a plugin's error: a lost peer stays one, everything else is damage.
+    pub(crate) fn into_plugin_error(self) -> PluginError {
+        match self {
+            ReceiveError::Wire(e) => e.into_plugin_error(),
+            other => PluginError::new(ErrorCode::Corrupt, other),
+        }
+    }
+}
+
+/// Memory and decoder of the standby, used by the receiver (initial copy) and the loop (applying).
+pub(crate) struct Image {
+    pub(crate) memory: GuestMemory,
+    pub(crate) codec: Box<dyn Codec>,
+}
+
+impl Image {
+    /// Brings a batch into memory.
+    pub(crate) fn decode(&mut self, payload: &[u8]) -> Result<(), PluginError> {
+        self.codec.decode(payload, &mut self.memory)
+    }
+}
+
+/// Staging memory in use, and the buffers that are free.
+pub(crate) struct Buffers {
+    limit: u64,
+    state: Mutex<InUse>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct InUse {
+    bytes: u64,
+    /// Whole checkpoints that are not applied yet.
+    whole: u32,
+    free: Vec<Vec<u8>>,
+    closed: bool,
+}
+
+impl Buffers {
+    pub(crate) fn new(limit: u64) -> Arc<Buffers> {
+        Arc::new(Buffers { limit, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn take(&self) -> Vec<u8> {
+        let state = self.lock();
+        let full = |s: &mut InUse| s.bytes > self.limit && s.whole > 0 && !s.closed;
+        let mut state = self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner);
+        state.free.pop().unwrap_or_default()
+    }
+
+    fn staged(&self, bytes: usize) {
+        self.lock().bytes += bytes as u64;
+    }
+
+    fn whole(&self) {
+        self.lock().whole += 1;
+    }
+
+    /// The checkpoint is applied: its buffers are free.
+    pub(crate) fn recycle(&self, checkpoint: Checkpoint) {
+        let mut state = self.lock();
+        state.bytes -= checkpoint.pages.iter().map(|p| p.len() as u64).sum::<u64>();
+        state.whole -= 1;
+        // What is kept for later is bounded like what is in use.
+        let room = (self.limit >> 20).max(1) as usize;
+        state.free.extend(checkpoint.pages);
+        state.free.truncate(room);
+        self.changed.notify_all();
+    }
+
+    /// Nothing waits for room any more.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, InUse> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What has arrived of the epoch being staged.
+struct Stage {
+    epoch: Epoch,
+    pages: Vec<Vec<u8>>,
+    page_count: u64,
+    frames: u32,
+    hashes: Vec<u8>,
+    state: Option<Vec<u8>>,
+}
+
+impl Stage {
+    fn new(epoch: Epoch) -> Stage {
+        Stage { epoch, pages: Vec::new(), page_count: 0, frames: 0, hashes: Vec::new(), state: None }
+    }
+
+    fn add(&mut self, header: &FrameHeader) -> Result<(), ReceiveError> {
+        if header.epoch != self.epoch {
+            return Err(ReceiveError::Epoch { got: header.epoch, expected: self.epoch });
+        }
+        self.frames += 1;
+        self.hashes.extend(header.payload_hash.to_le_bytes());
+        Ok(())
+    }
+
+    /// The whole checkpoint, if it is what `end` says.
+    fn complete(self, end: &CheckpointEnd) -> Result<Checkpoint, ReceiveError> {
+        let state = self.state.ok_or(ReceiveError::Incomplete(self.epoch))?;
+        let arrived = CheckpointEnd {
+            armed: end.armed,
+            frames: self.frames,
+            pages: self.page_count,
+            state_len: state.len() as u32,
+            digest: PayloadHash::of(&[&self.hashes]),
+        };
+        if arrived != *end {
+            return Err(ReceiveError::Incomplete(self.epoch));
+        }
+        Ok(Checkpoint { epoch: self.epoch, armed: end.armed, pages: self.pages, state })
+    }
+}
+
+/// Receives until the channel ends or something is wrong; gives each whole checkpoint to `staged`.
+pub(crate) fn run(
+    mut rx: FrameRx,
+    image: &Mutex<Image>,
+    buffers: &Buffers,
+    staged: impl Fn(Checkpoint),
+    copied: impl Fn(u64),
+) -> Result<(), ReceiveError> {
+    let mut stage = Stage::new(Epoch::FIRST);
+    loop {
+        let mut payload = buffers.take();
+        let header = rx.recv(&mut payload)?;
+        match header.kind {
+            FrameKind::Pages => {
+                let mut image = image.lock().unwrap_or_else(PoisonError::into_inner);
+                let guest_pages = image.memory.pages();
+                let wrong = |source| ReceiveError::Pages { epoch: header.epoch, source };
+                let pages = image.codec.check(&payload, guest_pages).map_err(wrong)?;
+                if header.epoch == Epoch::COPY && stage.epoch == Epoch::FIRST && stage.frames == 0 {
+                    image.decode(&payload).map_err(wrong)?;
+                    copied(u64::from(header.length));
+                    continue;
+                }
+                drop(image);
+                stage.add(&header)?;
+                stage.page_count += pages;
+                buffers.staged(payload.len());
+                stage.pages.push(payload);
+            }
+            FrameKind::State => {
+                stage.add(&header)?;
+                stage.state = Some(payload);
+            }
+            FrameKind::CheckpointEnd => {
+                if header.epoch != stage.epoch {
+                    return Err(ReceiveError::Epoch { got: header.epoch, expected: stage.epoch });
+                }
+                let next = Stage::new(stage.epoch.next());
+                let whole =
+                    std::mem::replace(&mut stage, next).complete(&CheckpointEnd::decode(&payload)?)?;
+                buffers.whole();
+                staged(whole);
+            }
+            other => return Err(WireError::Kind(other).into()),
+        }
+    }
+}

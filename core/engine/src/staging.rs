@@ -1,0 +1,201 @@
+//! The primary's staging memory: where captured pages wait for the sender.
+//!
+//! ```text
+//!  free ──take──► filling ──full──► filled ──hand over──► sender ──sent──► free
+//! ```
+//! Allocated once, touched once, never grown. A capture that needs more than is free hands over what it has and waits
+//! for the sender: the pause becomes longer, nothing else does. Which pages are in flight is in their epoch's bitmap,
+//! so a batch is free as soon as it is sent.
+
+use crate::memory::GuestMemory;
+use aventine_api::{Epoch, PAGE_SIZE, PageBitmap, PageRun};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+
+/// Pages in one batch.
+const BATCH_PAGES: usize = 256;
+
+/// A batch of captured pages.
+pub(crate) struct Batch {
+    bytes: Box<[u8]>,
+    used: usize,
+    runs: Vec<(u64, usize)>,
+}
+
+impl Batch {
+    fn new() -> Batch {
+        // Written, not only reserved: a page fault belongs to the start, not into a pause.
+        let mut bytes = vec![0u8; BATCH_PAGES * PAGE_SIZE].into_boxed_slice();
+        bytes.iter_mut().step_by(PAGE_SIZE).for_each(|b| *b = 1);
+        Batch { bytes, used: 0, runs: Vec::with_capacity(BATCH_PAGES) }
+    }
+
+    /// Copies as many of the `count` pages from `first` on as fit; answers how many.
+    fn fill(&mut self, memory: &GuestMemory, first: u64, count: u64) -> u64 {
+        let room = (self.bytes.len() - self.used) / PAGE_SIZE;
+        let pages = room.min(usize::try_from(count).unwrap_or(room));
+        let bytes = pages * PAGE_SIZE;
+        memory.read(first, &mut self.bytes[self.used..self.used + bytes]);
+        self.used += bytes;
+        self.runs.push((first, bytes));
+        pages as u64
+    }
+
+    fn is_full(&self) -> bool {
+        self.used == self.bytes.len()
+    }
+
+    /// The captured runs.
+    pub(crate) fn runs(&self) -> Vec<PageRun<'_>> {
+        let mut at = 0;
+        let run = |&(first_page, bytes): &(u64, usize)| {
+            let data = &self.bytes[at..at + bytes];
+            at += bytes;
+            PageRun { first_page, data }
+        };
+        self.runs.iter().map(run).collect()
+    }
+
+    /// Number of pages in it.
+    pub(crate) fn pages(&self) -> u64 {
+        (self.used / PAGE_SIZE) as u64
+    }
+
+    fn clear(&mut self) {
+        self.used = 0;
+        self.runs.clear();
+    }
+}
+
+/// What the sender gets, in order.
+pub(crate) enum Job {
+    /// Pages of an epoch.
+    Pages(Epoch, Batch),
+    /// The end of a checkpoint.
+    End {
+        /// The epoch.
+        epoch: Epoch,
+        /// See [`aventine_protocol::CheckpointEnd::armed`].
+        armed: bool,
+        /// The device state.
+        state: Vec<u8>,
+    },
+}
+
+/// The sender has ended, and with it the link.
+#[derive(Debug, thiserror::Error)]
+#[error("The link to the standby is lost")]
+pub(crate) struct SenderGone;
+
+/// What a step of the initial copy did.
+pub(crate) enum CopyStep {
+    /// Captured `pages` pages; `next` is where to go on.
+    Copied { pages: u64, next: u64 },
+    /// No batch is free: the sender is slower.
+    Full,
+    /// No page is left; everything is with the sender.
+    Done,
+}
+
+/// The staging memory.
+pub(crate) struct Staging {
+    free: Receiver<Batch>,
+    filling: Option<Batch>,
+    filled: Vec<Batch>,
+    jobs: Sender<Job>,
+}
+
+impl Staging {
+    /// Staging memory of `limit` bytes; answers it and the way back for sent batches.
+    pub(crate) fn new(limit: u64, jobs: Sender<Job>) -> (Staging, Sender<Batch>) {
+        let (back, free) = channel();
+        let batches = (limit as usize / (BATCH_PAGES * PAGE_SIZE)).max(2);
+        (0..batches).for_each(|_| drop(back.send(Batch::new())));
+        (Staging { free, filling: None, filled: Vec::with_capacity(batches), jobs }, back)
+    }
+
+    /// Captures every page of `dirty`; answers how many there were. Waits for the sender only when staging is full.
+    pub(crate) fn capture(
+        &mut self,
+        epoch: Epoch,
+        dirty: &PageBitmap,
+        memory: &GuestMemory,
+    ) -> Result<u64, SenderGone> {
+        let mut pages = 0;
+        for (mut first, mut count) in dirty.runs() {
+            pages += count;
+            while count > 0 {
+                if self.filling.is_none() {
+                    self.filling = Some(self.take(epoch)?);
+                }
+                let done = self.fill(memory, first, count);
+                first += done;
+                count -= done;
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Captures pages of `dirty` from `at` on while a batch is free, without waiting. For the initial copy.
+    pub(crate) fn capture_some(
+        &mut self,
+        dirty: &PageBitmap,
+        at: u64,
+        memory: &GuestMemory,
+    ) -> Result<CopyStep, SenderGone> {
+        let Some((first, count)) = dirty.runs_from(at).next() else {
+            self.hand_over(Epoch::COPY)?;
+            return Ok(CopyStep::Done);
+        };
+        if self.filling.is_none() {
+            match self.free.try_recv() {
+                Ok(batch) => self.filling = Some(batch),
+                Err(TryRecvError::Empty) => return Ok(CopyStep::Full),
+                Err(TryRecvError::Disconnected) => return Err(SenderGone),
+            }
+        }
+        let pages = self.fill(memory, first, count);
+        self.hand_over_filled(Epoch::COPY)?;
+        Ok(CopyStep::Copied { pages, next: first + pages })
+    }
+
+    /// Fills the open batch, which is there.
+    fn fill(&mut self, memory: &GuestMemory, first: u64, count: u64) -> u64 {
+        let Some(batch) = &mut self.filling else { return 0 };
+        let done = batch.fill(memory, first, count);
+        if batch.is_full() {
+            self.filled.extend(self.filling.take());
+        }
+        done
+    }
+
+    /// Gives everything captured to the sender. Called when the guest runs again.
+    pub(crate) fn hand_over(&mut self, epoch: Epoch) -> Result<(), SenderGone> {
+        self.filled.extend(self.filling.take());
+        self.hand_over_filled(epoch)
+    }
+
+    /// Ends the checkpoint: everything captured, then its end.
+    pub(crate) fn finish(&mut self, epoch: Epoch, armed: bool, state: Vec<u8>) -> Result<(), SenderGone> {
+        self.hand_over(epoch)?;
+        self.jobs.send(Job::End { epoch, armed, state }).map_err(|_| SenderGone)
+    }
+
+    fn hand_over_filled(&mut self, epoch: Epoch) -> Result<(), SenderGone> {
+        self.filled.drain(..).try_for_each(|b| self.jobs.send(Job::Pages(epoch, b)).map_err(|_| SenderGone))
+    }
+
+    fn take(&mut self, epoch: Epoch) -> Result<Batch, SenderGone> {
+        if let Ok(batch) = self.free.try_recv() {
+            return Ok(batch);
+        }
+        self.hand_over_filled(epoch)?;
+        self.free.recv().map_err(|_| SenderGone)
+    }
+}
+
+/// Makes a sent batch free again.
+pub(crate) fn recycle(back: &Sender<Batch>, mut batch: Batch) {
+    batch.clear();
+    // The loop may have ended: then nobody needs the batch.
+    let _ = back.send(batch);
+}

@@ -1,0 +1,524 @@
+//! The standby: follows a primary, and takes over when it is lost.
+//!
+//! ```text
+//!  wait for a primary ─► session: agree ─► follow { stage · commit · acknowledge · apply } ─┬─► ended: wait again
+//!                                                                                           └─► active: run the guest
+//! ```
+//! [`aventine_protocol::Standby`] decides; this file carries out. One thread runs the loop, the guest plugin and the
+//! epoch verbs; beside it the receiver ([`crate::receiver`]), the control channel's reader, the heartbeat, the
+//! arbiter's thread and the disks' own.
+
+use crate::control::{Command, Inbox};
+use crate::link::{Heartbeat, STEP, spawn_control_reader};
+use crate::memory::GuestMemory;
+use crate::parts::{During, Maker, Parts, PluginFailure, Report};
+use crate::receiver::{self, Buffers, Checkpoint, Image, ReceiveError};
+use crate::silence::{Heard, Silence};
+use crate::wire::{ControlTx, DiskRx, FrameRx, FrameTx};
+use crate::{StandbyEnd, StandbyError, arbiter};
+use aventine_api::{
+    Disk, Epoch, ErrorCode, GuestEvent, Link, LinkAbort, Listener, PluginError, SessionId, Side, Verdict,
+};
+use aventine_config::Config;
+use aventine_protocol::{Hello, Message, Standby, StandbyAction, StandbyEvent, StandbyState, differences};
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+
+/// How long one wait for a primary or for the guest's own events lasts.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What a session's loop waits for, besides the time.
+enum Event {
+    Message(Message),
+    ControlLost(PluginError),
+    Checkpoint(Checkpoint),
+    Copied(u64),
+    ReceiverEnded(ReceiveError),
+    Plugin(Report),
+    Verdict(Verdict),
+}
+
+/// How a session ended.
+enum SessionEnd {
+    /// Wait for the next primary.
+    Over(String),
+    /// The operator wants the standby to end.
+    Stopped,
+    /// The guest runs here.
+    Active(Box<Parts>),
+}
+
+/// Stands by for the guest of `config`; after a takeover, runs it until it ends.
+pub(crate) fn standby(config: &Config, state_dir: &Path, inbox: Inbox) -> Result<StandbyEnd, StandbyError> {
+    let quiet = Maker { config, side: Side::Standby, state_dir, report: |_| {} };
+    let mut transport = quiet.transport()?;
+    let mut listener: Option<Box<dyn Listener>> = None;
+    let mut detail = String::new();
+    loop {
+        let (to_loop, events) = channel();
+        let plugins = to_loop.clone();
+        let report = move |r| drop(plugins.send(Event::Plugin(r)));
+        let maker = Maker { config, side: Side::Standby, state_dir, report };
+        let mut parts = maker.parts()?;
+        let listener = match &mut listener {
+            Some(listener) => listener,
+            empty => {
+                let routes: Vec<_> = parts.disks.iter().filter_map(|(_, d)| d.route()).collect();
+                empty.insert(transport.listen(&routes).during(&config.transport.id, "listening")?)
+            }
+        };
+        inbox.say("waiting", &detail);
+        let link = loop {
+            if inbox.wants_end() {
+                return Ok(StandbyEnd::Stopped);
+            }
+            if let Some(link) = listener.accept(TICK).during(&config.transport.id, "waiting for a primary")? {
+                break link;
+            }
+        };
+        info!(peer = link.peer(), "a primary has connected");
+        let signature = parts.signature(config)?;
+        let session = Session::agree(&maker, signature, link, &mut parts, (to_loop, events), &inbox)?;
+        let end = match session {
+            Ok(session) => session.follow(parts, &inbox)?,
+            Err(why) => SessionEnd::Over(why),
+        };
+        match end {
+            SessionEnd::Over(why) => detail = why,
+            SessionEnd::Stopped => return Ok(StandbyEnd::Stopped),
+            SessionEnd::Active(parts) => return run_active(*parts, listener.as_mut(), &inbox),
+        }
+        info!(detail, "waiting for a primary again");
+    }
+}
+
+/// One session with one primary.
+struct Session {
+    machine: Standby,
+    control: ControlTx,
+    abort: Arc<dyn LinkAbort>,
+    link: Box<dyn Link>,
+    _heartbeat: Heartbeat,
+    silence: Silence,
+    arbiter: arbiter::Claimant,
+    image: Arc<Mutex<Image>>,
+    buffers: Arc<Buffers>,
+    /// Staged and not applied, in order.
+    checkpoints: VecDeque<Checkpoint>,
+    /// Device state of the last applied epoch.
+    state: Vec<u8>,
+    /// The first channel that ended, when and why: soon the silence must confirm that the primary is lost.
+    channel_lost: Option<(Instant, String)>,
+    detection: Duration,
+    failure: Option<String>,
+    activation: Option<Duration>,
+    events: Receiver<Event>,
+}
+
+impl Session {
+    /// The handshake, up to `Ready`. The inner error is the session's alone: the standby waits for the next primary.
+    fn agree<R: Fn(Report) + Send + Sync + Clone + 'static>(
+        maker: &Maker<'_, R>,
+        signature: Vec<(String, String)>,
+        mut link: Box<dyn Link>,
+        parts: &mut Parts,
+        (to_loop, events): (Sender<Event>, Receiver<Event>),
+        inbox: &Inbox,
+    ) -> Result<Result<Session, String>, StandbyError> {
+        let config = maker.config;
+        let (heard, abort) = (Heard::default(), link.aborter());
+        let (tx, rx) = match link.open("control", None, STEP) {
+            Ok(channel) => channel,
+            Err(e) => return Ok(Err(e.chain())),
+        };
+        let control = ControlTx::new(FrameTx::new(tx, Arc::new(AtomicU64::new(0))));
+        let (messages, ended) = (to_loop.clone(), to_loop.clone());
+        spawn_control_reader(
+            rx,
+            heard.clone(),
+            move |_, m| messages.send(Event::Message(m)).is_ok(),
+            move |e| drop(ended.send(Event::ControlLost(e))),
+        );
+        let hello = match await_hello(&events) {
+            Ok(hello) => hello,
+            Err(why) => return Ok(Err(why)),
+        };
+        let wrong = differences(&hello.signature, &signature);
+        if !wrong.is_empty() {
+            return Ok(Err(refuse(
+                &control,
+                format!("the two hosts are set up differently:\n  {}", wrong.join("\n  ")),
+            )));
+        }
+        inbox.say("copying", &format!("session {}", hello.session));
+        let ready = prepare(maker, link.as_mut(), &control, parts);
+        let pages = match ready {
+            Ok(pages) => pages,
+            Err(failure) => return Ok(Err(refuse(&control, failure.chain()))),
+        };
+        // SAFETY: the session is dropped before the parts, or hands them on after its last use of memory.
+        let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
+        let image = Arc::new(Mutex::new(Image { memory, codec: maker.codec()? }));
+        let buffers = Buffers::new(config.staging);
+        spawn_receiver(pages, &image, &buffers, &to_loop);
+        let heartbeat = Heartbeat::start(control.clone(), config.heartbeat);
+        if let Err(e) = control.send(Epoch::COPY, &Message::Ready) {
+            return Ok(Err(e.chain()));
+        }
+        Ok(Ok(Session {
+            machine: Standby::new(parts.disks.len()),
+            silence: Silence::new(heard, config.heartbeat, config.detection, Instant::now()),
+            arbiter: claimant(maker, hello.session, to_loop)?,
+            control,
+            abort,
+            link,
+            _heartbeat: heartbeat,
+            image,
+            buffers,
+            checkpoints: VecDeque::new(),
+            state: Vec::new(),
+            channel_lost: None,
+            detection: config.detection,
+            failure: None,
+            activation: None,
+            events,
+        }))
+    }
+
+    /// Follows the primary until the session is over or the guest runs here.
+    fn follow(mut self, mut parts: Parts, inbox: &Inbox) -> Result<SessionEnd, StandbyError> {
+        let heartbeat = self.silence.heartbeat();
+        loop {
+            let mut event = self.events.recv_timeout(heartbeat / 2).ok();
+            while let Some(e) = event {
+                self.take(e, &mut parts, inbox)?;
+                event = self.events.try_recv().ok();
+            }
+            self.watch(&mut parts)?;
+            self.report(inbox, &parts);
+            if inbox.wants_end() && *self.machine.state() == StandbyState::Following {
+                // The primary hears why, and goes on alone without asking the arbiter.
+                self.step(StandbyEvent::Failed("the standby was stopped".to_owned()), &mut parts)?;
+                return Ok(SessionEnd::Stopped);
+            }
+            match self.machine.state() {
+                StandbyState::Active => return Ok(SessionEnd::Active(Box::new(parts))),
+                StandbyState::Ended(reason) => {
+                    let why = self.failure.take().unwrap_or_else(|| format!("the primary ended: {reason:?}"));
+                    return Ok(SessionEnd::Over(why));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event, parts: &mut Parts, inbox: &Inbox) -> Result<(), StandbyError> {
+        match self.translate(event, inbox) {
+            Some(event) => self.step(event, parts),
+            None => Ok(()),
+        }
+    }
+
+    /// Turns what happened into an event of the machine, if it is one.
+    fn translate(&mut self, event: Event, inbox: &Inbox) -> Option<StandbyEvent> {
+        match event {
+            Event::Message(Message::End(reason)) => Some(StandbyEvent::End(reason)),
+            Event::Message(Message::Yield) => Some(StandbyEvent::Yield),
+            Event::Message(other) => Some(StandbyEvent::Failed(format!("the primary sent {other:?}"))),
+            Event::Checkpoint(checkpoint) => {
+                let (epoch, armed) = (checkpoint.epoch, checkpoint.armed);
+                self.checkpoints.push_back(checkpoint);
+                Some(StandbyEvent::PagesStaged { epoch, armed })
+            }
+            Event::Plugin(Report::DiskStaged(disk, epoch)) => Some(StandbyEvent::DiskStaged { disk, epoch }),
+            Event::ControlLost(e) => self.lost_or_failed("the control channel", &e),
+            Event::ReceiverEnded(e) => self.lost_or_failed("the pages channel", &e.into_plugin_error()),
+            Event::Plugin(Report::Failed(id, e)) => self.lost_or_failed(&format!("plugin {id}"), &e),
+            Event::Plugin(Report::EarlyEpoch) => None,
+            Event::Copied(bytes) => {
+                let mut measured = inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
+                measured.status.copied_bytes += bytes;
+                None
+            }
+            Event::Verdict(verdict) => Some(StandbyEvent::Verdict(verdict)),
+        }
+    }
+
+    /// The end of a stream proves nothing: silence on control decides whether the primary is lost, and if it is not,
+    /// the session cannot go on without the channel.
+    fn lost_or_failed(&mut self, who: &str, error: &PluginError) -> Option<StandbyEvent> {
+        let why = format!("{who}: {}", error.chain());
+        if error.code() == ErrorCode::PeerLost {
+            self.channel_lost.get_or_insert((Instant::now(), why));
+            return None;
+        }
+        Some(StandbyEvent::Failed(why))
+    }
+
+    /// What time alone brings.
+    fn watch(&mut self, parts: &mut Parts) -> Result<(), StandbyError> {
+        if *self.machine.state() != StandbyState::Following {
+            return Ok(());
+        }
+        if self.silence.tick(Instant::now()) {
+            warn!("nothing was heard from the primary for the detection time");
+            return self.step(StandbyEvent::PeerLost, parts);
+        }
+        if let Some((since, why)) = &self.channel_lost
+            && since.elapsed() > 2 * self.detection
+        {
+            let why = format!("a channel from the primary ended while the primary lives: {why}");
+            return self.step(StandbyEvent::Failed(why), parts);
+        }
+        match parts.guest.poll() {
+            Ok(Some(GuestEvent::Lost { how })) => {
+                self.step(StandbyEvent::Failed(format!("the waiting guest's process is gone: {how}")), parts)
+            }
+            Ok(_) => Ok(()),
+            Err(e) => self.step(StandbyEvent::Failed(e.chain()), parts),
+        }
+    }
+
+    /// Steps the machine and carries out what it says.
+    fn step(&mut self, event: StandbyEvent, parts: &mut Parts) -> Result<(), StandbyError> {
+        let before = self.machine.state().clone();
+        let mut actions = Vec::new();
+        if let Err(violation) = self.machine.step(event, &mut actions) {
+            warn!(%violation, "the primary broke the protocol");
+        }
+        for action in actions {
+            self.carry_out(action, parts)?;
+        }
+        if *self.machine.state() != before {
+            info!(state = ?self.machine.state(), committed = self.machine.committed().0, "standby");
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, action: StandbyAction, parts: &mut Parts) -> Result<(), StandbyError> {
+        match action {
+            StandbyAction::Commit(epoch) => {
+                for (id, disk) in &mut parts.disks {
+                    if let Err(failure) = disk.commit(epoch).during(id, "committing") {
+                        return self.fail(&failure, parts);
+                    }
+                }
+            }
+            StandbyAction::Acknowledge(epoch) => {
+                // After a failed commit there is nothing to acknowledge.
+                if self.failure.is_none() {
+                    self.send(epoch, &Message::Acknowledge);
+                }
+            }
+            StandbyAction::Apply(epoch) => {
+                if let Err(failure) = self.apply(epoch, parts) {
+                    return self.fail(&failure, parts);
+                }
+            }
+            StandbyAction::SendEndAck => self.send(self.machine.committed(), &Message::EndAck),
+            StandbyAction::SendFailed(why) => {
+                warn!(why, "the standby cannot go on");
+                self.send(self.machine.committed(), &Message::Failed(why.clone()));
+                self.failure.get_or_insert(why);
+            }
+            StandbyAction::Claim => self.arbiter.claim(),
+            StandbyAction::TakeOver(epoch) => self.take_over(epoch, parts)?,
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, failure: &PluginFailure, parts: &mut Parts) -> Result<(), StandbyError> {
+        let why = failure.chain();
+        self.step(StandbyEvent::Failed(why), parts)
+    }
+
+    /// Brings a committed epoch into memory and the disks. A failure leaves a half applied image, and the machine
+    /// then never promotes it.
+    fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), PluginFailure> {
+        if self.failure.is_some() {
+            return Ok(());
+        }
+        while self.checkpoints.front().is_some_and(|c| c.epoch <= epoch) {
+            let Some(mut checkpoint) = self.checkpoints.pop_front() else { break };
+            {
+                let mut image = self.image.lock().unwrap_or_else(PoisonError::into_inner);
+                checkpoint
+                    .pages
+                    .iter()
+                    .try_for_each(|p| image.decode(p))
+                    .during("codec", "applying an epoch")?;
+            }
+            self.state = std::mem::take(&mut checkpoint.state);
+            self.buffers.recycle(checkpoint);
+        }
+        for (id, disk) in &mut parts.disks {
+            disk.apply(epoch).during(id, "applying an epoch")?;
+        }
+        Ok(())
+    }
+
+    /// The guest runs here from `epoch` on: disks and networks first, so that it finds them ready.
+    fn take_over(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), StandbyError> {
+        let start = Instant::now();
+        self.abort.abort();
+        self.checkpoints.clear();
+        for (id, disk) in &mut parts.disks {
+            Disk::activate(disk.as_mut(), epoch).during(id, "taking over")?;
+        }
+        for (id, network) in &mut parts.networks {
+            network.activate().during(id, "taking over")?;
+        }
+        parts.guest.activate(&self.state).during("guest", "taking over")?;
+        info!(epoch = epoch.0, took = ?start.elapsed(), "the guest runs here now");
+        self.activation = Some(start.elapsed());
+        Ok(())
+    }
+
+    fn send(&self, epoch: Epoch, message: &Message) {
+        if let Err(error) = self.control.send(epoch, message) {
+            warn!(error = error.chain(), "a message did not reach the primary");
+        }
+    }
+
+    fn report(&self, inbox: &Inbox, parts: &Parts) {
+        let mut measured = inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = &mut measured.status;
+        status.state = match self.machine.state() {
+            StandbyState::Following if self.machine.is_armed() => "armed",
+            StandbyState::Following => "copying",
+            StandbyState::Resolving => "resolving",
+            StandbyState::Active => "active",
+            StandbyState::Ended(_) => "ended",
+        }
+        .to_owned();
+        status.peer = self.link.peer();
+        status.committed = self.machine.committed().0;
+        status.guest_pid = parts.guest.process();
+        status.activation_us = self.activation.map_or(0, |t| t.as_micros() as u64);
+    }
+}
+
+impl Drop for Session {
+    /// Ends the threads of this session: those that read, and the one that may wait for staging memory.
+    fn drop(&mut self) {
+        self.abort.abort();
+        self.buffers.close();
+    }
+}
+
+/// The primary's first message.
+fn await_hello(events: &Receiver<Event>) -> Result<Hello, String> {
+    match events.recv_timeout(STEP) {
+        Ok(Event::Message(Message::Hello(hello))) => Ok(hello),
+        Ok(Event::Message(other)) => Err(format!("a primary began with {other:?}")),
+        Ok(Event::ControlLost(e)) => Err(format!("a primary went away during the handshake: {}", e.chain())),
+        Ok(Event::Plugin(Report::Failed(id, e))) => Err(format!("plugin {id} failed: {}", e.chain())),
+        Ok(_) => Err("a plugin was early".to_owned()),
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+            Err(format!("a primary connected and said nothing for {STEP:?}"))
+        }
+    }
+}
+
+/// Refuses the primary; answers the reason.
+fn refuse(control: &ControlTx, reason: String) -> String {
+    warn!(reason, "refusing the primary");
+    // A primary that is gone needs no answer.
+    let _ = control.send(Epoch::COPY, &Message::Refuse(reason.clone()));
+    reason
+}
+
+/// Accepts the primary and brings everything into place for the initial copy; answers the pages channel.
+fn prepare<R: Fn(Report) + Send + Sync + Clone + 'static>(
+    maker: &Maker<'_, R>,
+    link: &mut dyn Link,
+    control: &ControlTx,
+    parts: &mut Parts,
+) -> Result<FrameRx, PluginFailure> {
+    let transport = &maker.config.transport.id;
+    control.send(Epoch::COPY, &Message::Accept).during(transport, "answering the primary")?;
+    let (_, pages) = link.open("pages", None, STEP).during(transport, "opening the pages channel")?;
+    for (id, disk) in &mut parts.disks {
+        let name = format!("disk:{id}");
+        let (_, rx) = link.open(&name, None, STEP).during(transport, "opening a disk's channel")?;
+        disk.receive(Box::new(DiskRx(FrameRx::new(rx)))).during(id, "taking the primary's disk")?;
+    }
+    parts.start(maker.state_dir)?;
+    Ok(FrameRx::new(pages))
+}
+
+fn spawn_receiver(rx: FrameRx, image: &Arc<Mutex<Image>>, buffers: &Arc<Buffers>, to_loop: &Sender<Event>) {
+    let (image, buffers, to_loop) = (Arc::clone(image), Arc::clone(buffers), to_loop.clone());
+    thread::spawn(move || {
+        // A loop that has ended needs no more news.
+        let staged = |c| drop(to_loop.send(Event::Checkpoint(c)));
+        let copied = |bytes| drop(to_loop.send(Event::Copied(bytes)));
+        if let Err(error) = receiver::run(rx, &image, &buffers, staged, copied) {
+            let _ = to_loop.send(Event::ReceiverEnded(error));
+        }
+    });
+}
+
+fn claimant<R: Fn(Report) + Send + Sync + Clone + 'static>(
+    maker: &Maker<'_, R>,
+    session: SessionId,
+    to_loop: Sender<Event>,
+) -> Result<arbiter::Claimant, PluginFailure> {
+    let answer = move |v: Verdict| drop(to_loop.send(Event::Verdict(v)));
+    Ok(arbiter::Claimant::start(maker.arbiter()?, session, Side::Standby, answer))
+}
+
+/// Runs the guest after a takeover, unprotected, until it ends. A primary that comes back is refused.
+fn run_active(
+    mut parts: Parts,
+    listener: &mut dyn Listener,
+    inbox: &Inbox,
+) -> Result<StandbyEnd, StandbyError> {
+    let mut killed = false;
+    loop {
+        // Strangers and late primaries must not disturb the guest: whatever goes wrong here, the loop goes on.
+        match listener.accept(TICK) {
+            Ok(Some(link)) => drop(thread::spawn(move || refuse_link(link))),
+            Ok(None) => {}
+            Err(e) => {
+                warn!(error = e.chain(), "cannot listen for the old primary");
+                thread::sleep(TICK);
+            }
+        }
+        while let Ok(command) = inbox.commands.try_recv() {
+            match command {
+                Command::Stop { reply } => drop(reply.send(Ok(()))),
+                Command::PowerDown => parts.guest.power_down().during("guest", "being asked to shut down")?,
+                Command::Kill => {
+                    killed = true;
+                    parts.guest.kill().during("guest", "being ended")?;
+                }
+                Command::Floor { reply, .. } => {
+                    drop(reply.send(Err("the guest is not protected".to_owned())));
+                }
+            }
+        }
+        match parts.guest.poll().during("guest", "being watched")? {
+            Some(GuestEvent::ShutDown) => return Ok(StandbyEnd::GuestEnded),
+            Some(GuestEvent::Lost { .. }) if killed => return Ok(StandbyEnd::GuestEnded),
+            Some(GuestEvent::Lost { how }) => return Err(StandbyError::GuestLost { how }),
+            Some(event @ (GuestEvent::Rebooted | GuestEvent::Panicked)) => info!(?event, "guest"),
+            None => {}
+        }
+    }
+}
+
+fn refuse_link(mut link: Box<dyn Link>) {
+    if let Ok((tx, mut rx)) = link.open("control", None, STEP) {
+        let control = ControlTx::new(FrameTx::new(tx, Arc::new(AtomicU64::new(0))));
+        refuse(&control, "this host has taken the guest over and runs it".to_owned());
+        // The primary closes; closing first could lose the answer.
+        let _ = rx.recv(&mut [0; 1 << 16]);
+    }
+}
