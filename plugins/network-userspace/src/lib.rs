@@ -1,1 +1,136 @@
-//! Network plugin: a userspace buffer between a QEMU stream netdev and an uplink.
+//! Network plugin `userspace`: holds the guest's frames in this process, between QEMU's `stream` netdev and an uplink.
+//!
+//! ```text
+//!             unix socket                 ┌ open ─ seal ─► sealed ─ release ┐            tap, or a unix socket
+//!  QEMU  ◄══════════════════► guest port ─┤                                 ├─► out ─► uplink ══════════► world
+//!                                   ▲     └──────────── passing ────────────┘              │
+//!                                   └──────────────────────── inbound ◄────────────────────┘
+//! ```
+//! Invariants:
+//! - While holding, a frame reaches `out` only by [`NetworkBuffer::release`] of the epoch it was sealed into, or by
+//!   `disengage(Owner)`.
+//! - Frames leave in the order in which the guest sent them.
+//! - A frame from the guest is never dropped while the uplink takes it: at the limit the buffer stops reading, and QEMU
+//!   waits. What the uplink itself refuses is counted.
+//! - After `disengage(NotOwner)` nothing is in `out` and nothing gets there.
+//!
+//! One thread moves bytes; the epoch verbs work on the same state under a lock that is held for one batch of
+//! non-blocking system calls at most.
+
+mod buffer;
+mod port;
+mod pump;
+mod settings;
+mod uplink;
+
+use aventine_api::{
+    Context, Disengage, Epoch, ErrorCode, Factory, NetAttachment, NetworkBuffer, NetworkStats, PluginEntry,
+    PluginError, Side, inventory,
+};
+use buffer::{Buffer, Mode};
+use pump::Pump;
+use settings::Settings;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Sealed epochs that fit beside the open one: the list of seals is bounded by nothing else.
+const DEPTH: u32 = 16;
+
+inventory::submit! {
+    PluginEntry {
+        name: "userspace",
+        version: env!("CARGO_PKG_VERSION"),
+        summary: "holds frames in this process, between a QEMU stream netdev and a tap or a unix stream socket",
+        validate: |config| Settings::parse(config).map(drop),
+        factory: Factory::Network(|config, context| Ok(Box::new(Userspace::new(config, context)?))),
+    }
+}
+
+/// The plugin.
+struct Userspace {
+    socket: PathBuf,
+    pump: Arc<Pump>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Userspace {
+    fn new(config: &str, context: Context) -> Result<Userspace, PluginError> {
+        let settings = Settings::parse(config).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
+        let socket = context.state_dir.join(format!("{}.sock", context.id));
+        let mode = if context.side == Side::Primary { Mode::Passing } else { Mode::Silent };
+        let pump = Pump::new(&socket, &settings, &context, Buffer::new(mode, settings.limit))?;
+        let pump = Arc::new(pump);
+        let runner = Arc::clone(&pump);
+        let thread = std::thread::Builder::new()
+            .name(format!("net {}", context.id))
+            .spawn(move || runner.run())
+            .map_err(|e| PluginError::new(ErrorCode::Unavailable, e))?;
+        Ok(Userspace { socket, pump, thread: Some(thread) })
+    }
+}
+
+impl NetworkBuffer for Userspace {
+    fn depth(&self) -> u32 {
+        DEPTH
+    }
+
+    fn attachment(&self) -> NetAttachment {
+        NetAttachment::Stream(self.socket.clone())
+    }
+
+    fn engage(&mut self) -> Result<(), PluginError> {
+        self.pump.with(|p| p.buffer.engage());
+        Ok(())
+    }
+
+    fn seal(&mut self, epoch: Epoch) -> Result<(), PluginError> {
+        self.pump.with(|p| {
+            // What the guest sent before the pause is in its socket by now.
+            p.read_guest();
+            p.buffer.seal(epoch);
+        });
+        Ok(())
+    }
+
+    fn release(&mut self, epoch: Epoch) -> Result<(), PluginError> {
+        self.pump.with(|p| {
+            p.buffer.release(epoch);
+            p.write_uplink();
+        });
+        self.pump.wake();
+        Ok(())
+    }
+
+    fn disengage(&mut self, why: Disengage) -> Result<(), PluginError> {
+        self.pump.with(|p| p.buffer.disengage(why));
+        if why == Disengage::Owner {
+            self.pump.flush_uplink();
+        }
+        self.pump.wake();
+        Ok(())
+    }
+
+    fn activate(&mut self) -> Result<(), PluginError> {
+        self.pump.with(|p| p.buffer.activate());
+        self.pump.wake();
+        Ok(())
+    }
+
+    fn stats(&self) -> NetworkStats {
+        self.pump.with(|p| p.buffer.stats)
+    }
+}
+
+impl Drop for Userspace {
+    fn drop(&mut self) {
+        self.pump.stop();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has nothing left to clean up.
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+#[cfg(test)]
+mod tests;

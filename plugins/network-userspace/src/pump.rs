@@ -1,0 +1,283 @@
+//! The thread that moves bytes, and the state it shares with the epoch verbs.
+
+use crate::buffer::{Buffer, Mode};
+use crate::port::{Outcome, Port, PortError};
+use crate::settings::{Settings, UplinkKey};
+use crate::uplink::{Sent, Uplink, UplinkError};
+use aventine_api::{Context, ErrorCode, Host, PluginError};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tracing::{debug, warn};
+
+/// Why the buffer could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PumpError {
+    /// The uplink.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    /// The guest's socket.
+    #[error("Cannot listen for the guest on {0}")]
+    Listen(PathBuf, #[source] io::Error),
+    /// The wake-up descriptor.
+    #[error("Cannot make an eventfd")]
+    Wake(#[from] Errno),
+}
+
+impl From<PumpError> for PluginError {
+    fn from(error: PumpError) -> PluginError {
+        PluginError::new(ErrorCode::Unavailable, error)
+    }
+}
+
+/// The uplink went away while it was needed.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("The uplink is gone")]
+    Uplink(#[source] io::Error),
+    #[error("The guest's side of the stream netdev is damaged")]
+    Guest(#[source] PortError),
+    #[error("Waiting for network events failed")]
+    Poll(#[source] Errno),
+}
+
+/// State under the lock.
+pub(crate) struct Plumbing {
+    pub(crate) buffer: Buffer,
+    guest: Option<Port>,
+    uplink: Option<Uplink>,
+    host: Arc<dyn Host>,
+    stop: bool,
+}
+
+/// The shared half of the plugin.
+pub(crate) struct Pump {
+    plumbing: Mutex<Plumbing>,
+    listener: UnixListener,
+    wake: OwnedFd,
+}
+
+impl Pump {
+    pub(crate) fn new(
+        socket: &Path,
+        settings: &Settings,
+        context: &Context,
+        buffer: Buffer,
+    ) -> Result<Pump, PumpError> {
+        let key = match &settings.uplink {
+            UplinkKey::Stream(path) => UplinkKey::Stream(context.config_dir.join(path)),
+            tap => tap.clone(),
+        };
+        let uplink = Uplink::open(&key)?;
+        let listen = || {
+            // The state directory is this guest's and this side's alone: what lies there is from a dead process.
+            match fs::remove_file(socket) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            let listener = UnixListener::bind(socket)?;
+            fs::set_permissions(socket, Permissions::from_mode(0o600))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listener = listen().map_err(|e| PumpError::Listen(socket.to_owned(), e))?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let host = Arc::clone(&context.host);
+        let plumbing = Plumbing { buffer, guest: None, uplink: Some(uplink), host, stop: false };
+        Ok(Pump { plumbing: Mutex::new(plumbing), listener, wake })
+    }
+
+    /// Works on the shared state.
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Plumbing) -> T) -> T {
+        f(&mut self.plumbing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes the thread look at the state again.
+    pub(crate) fn wake(&self) {
+        // Only a full counter can fail, and then the thread is awake anyway.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn stop(&self) {
+        self.with(|p| p.stop = true);
+        self.wake();
+    }
+
+    /// Waits until everything released is with the uplink, or the uplink is gone.
+    pub(crate) fn flush_uplink(&self) {
+        loop {
+            let waiting = self.with(|p| {
+                p.write_uplink();
+                let uplink = p.uplink.as_ref().filter(|u| !p.buffer.out.is_empty() || u.has_backlog())?;
+                uplink.fd().try_clone_to_owned().ok()
+            });
+            let Some(fd) = waiting else { return };
+            let _ = poll(&mut [PollFd::new(&fd, PollFlags::OUT)], None);
+        }
+    }
+
+    /// Moves frames until told to stop.
+    pub(crate) fn run(&self) {
+        loop {
+            if let Err(error) = self.wait() {
+                self.with(|p| p.host.failed(PluginError::new(ErrorCode::Io, error)));
+                return;
+            }
+            let mut counter = [0; 8];
+            let _ = rustix::io::read(&self.wake, &mut counter);
+            let go_on = self.with(|p| {
+                if p.guest.is_none() {
+                    p.accept(&self.listener);
+                }
+                p.move_frames();
+                !p.stop
+            });
+            if !go_on {
+                return;
+            }
+        }
+    }
+
+    /// Waits until something can move.
+    fn wait(&self) -> Result<(), RunError> {
+        // The descriptors are owned copies: a verb may close the originals meanwhile.
+        let (guest, guest_flags, uplink) =
+            self.with(|p| (p.guest_fd(), p.guest_interest(), p.uplink_interest()));
+        let mut fds = vec![PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
+        match &guest {
+            // Without interest it is left out: a connection that has ended would wake the thread without end.
+            Some(_) if guest_flags.is_empty() => {}
+            Some(fd) => fds.push(PollFd::new(fd, guest_flags)),
+            None => fds.push(PollFd::new(&self.listener, PollFlags::IN)),
+        }
+        fds.extend(uplink.as_ref().map(|(fd, flags)| PollFd::new(fd, *flags)));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(e) => Err(RunError::Poll(e)),
+        }
+    }
+}
+
+impl Plumbing {
+    fn accept(&mut self, listener: &UnixListener) {
+        match listener.accept().and_then(|(socket, _)| Port::new(socket)) {
+            Ok(port) => self.guest = Some(port),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => warn!(%e, "cannot accept the guest's connection"),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_guest(&self) -> bool {
+        self.guest.is_some()
+    }
+
+    fn guest_fd(&self) -> Option<OwnedFd> {
+        self.guest.as_ref()?.socket().as_fd().try_clone_to_owned().ok()
+    }
+
+    fn guest_interest(&self) -> PollFlags {
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, self.buffer.has_room());
+        flags.set(PollFlags::OUT, self.guest.as_ref().is_some_and(|g| g.backlog() > 0));
+        flags
+    }
+
+    fn uplink_interest(&self) -> Option<(OwnedFd, PollFlags)> {
+        let uplink = self.uplink.as_ref()?;
+        let mut flags = PollFlags::IN;
+        flags.set(PollFlags::OUT, !self.buffer.out.is_empty() || uplink.has_backlog());
+        Some((uplink.fd().try_clone_to_owned().ok()?, flags))
+    }
+
+    fn move_frames(&mut self) {
+        if self.buffer.has_room() {
+            self.read_guest();
+        }
+        self.write_uplink();
+        self.read_uplink();
+        if let Some(guest) = &mut self.guest
+            && guest.flush().is_err()
+        {
+            self.guest = None;
+        }
+    }
+
+    /// Reads what the guest has sent, up to the limit.
+    pub(crate) fn read_guest(&mut self) {
+        let mut closed = false;
+        if let Some(guest) = &mut self.guest {
+            while self.buffer.has_room() && !closed {
+                match guest.read(|frame| self.buffer.push(frame)) {
+                    Ok(Outcome::More) => {}
+                    Ok(Outcome::Empty) => break,
+                    Ok(Outcome::Closed) => closed = true,
+                    Err(error) => {
+                        closed = true;
+                        let error = PluginError::new(ErrorCode::Corrupt, RunError::Guest(error));
+                        self.host.failed(error);
+                    }
+                }
+            }
+        }
+        if closed {
+            self.guest = None;
+        }
+        if self.buffer.wants_epoch() {
+            self.host.request_epoch();
+        }
+    }
+
+    /// Writes what was let out, as far as the uplink takes it.
+    pub(crate) fn write_uplink(&mut self) {
+        let Some(uplink) = &mut self.uplink else {
+            while !self.buffer.out.is_empty() {
+                self.buffer.sent(false);
+            }
+            return;
+        };
+        let mut gone = uplink.flush().err();
+        while gone.is_none() {
+            let Some(frame) = self.buffer.out.front() else { return };
+            match uplink.send(frame) {
+                Sent::Taken => self.buffer.sent(true),
+                Sent::Refused => self.buffer.sent(false),
+                Sent::Later => return,
+                Sent::Gone(e) => gone = Some(e),
+            }
+        }
+        self.uplink_gone(gone);
+    }
+
+    fn read_uplink(&mut self) {
+        let Some(uplink) = &mut self.uplink else { return };
+        // Before a takeover, and after the other side's, the world's frames are not this guest's.
+        let silent = self.buffer.mode() == Mode::Silent;
+        let (guest, stats) = (&mut self.guest, &mut self.buffer.stats);
+        let result = uplink.read(|frame| {
+            let Some(guest) = guest.as_mut().filter(|_| !silent) else { return };
+            match guest.send(frame) {
+                Ok(true) => stats.received_frames += 1,
+                Ok(false) => {
+                    stats.dropped_frames += 1;
+                    debug!("a frame for the guest was lost: the guest does not read");
+                }
+                Err(error) => debug!(%error, "a frame for the guest was lost: its connection is ending"),
+            }
+        });
+        self.uplink_gone(result.err());
+    }
+
+    fn uplink_gone(&mut self, why: Option<io::Error>) {
+        if let Some(error) = why {
+            self.uplink = None;
+            self.host.failed(PluginError::new(ErrorCode::Io, RunError::Uplink(error)));
+        }
+    }
+}
