@@ -23,6 +23,8 @@ mod silence;
 mod staging;
 mod standby;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use aventine_config::Config;

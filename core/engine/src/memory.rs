@@ -26,7 +26,13 @@ impl GuestMemory {
     /// # Safety
     /// The answer must not be used after `guest` was dropped.
     pub(crate) unsafe fn of(guest: &dyn Guest) -> GuestMemory {
-        let regions = guest.regions();
+        // SAFETY: a guest's regions stay valid until it is dropped.
+        unsafe { GuestMemory::from_regions(guest.regions()) }
+    }
+
+    /// # Safety
+    /// The regions must stay valid while the answer is in use.
+    pub(crate) unsafe fn from_regions(regions: Vec<Region>) -> GuestMemory {
         let pages = regions.iter().map(|r| r.pages).sum();
         GuestMemory { regions, pages }
     }

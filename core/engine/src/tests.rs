@@ -1,0 +1,243 @@
+//! The checkpoint's way from guest memory through staging, sender and receiver into the standby's image, over an
+//! in-memory channel.
+
+use crate::memory::GuestMemory;
+use crate::primary::Event;
+use crate::receiver::{self, Buffers, Checkpoint, Image, ReceiveError};
+use crate::sender;
+use crate::staging::Staging;
+use crate::wire::{FrameRx, FrameTx};
+use aventine_api::*;
+use aventine_protocol::{FrameKind, HEADER_LEN};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// A channel whose two ends are in this process.
+struct PipeTx(Sender<Vec<u8>>);
+struct PipeRx(Receiver<Vec<u8>>, Vec<u8>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the pipe has ended")]
+struct Ended;
+
+impl ChannelTx for PipeTx {
+    fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError> {
+        self.0.send(parts.concat()).map_err(|_| PluginError::new(ErrorCode::PeerLost, Ended))
+    }
+}
+
+impl ChannelRx for PipeRx {
+    fn recv(&mut self, buf: &mut [u8]) -> Result<(), PluginError> {
+        while self.1.len() < buf.len() {
+            self.1.extend(self.0.recv().map_err(|_| PluginError::new(ErrorCode::PeerLost, Ended))?);
+        }
+        buf.copy_from_slice(&self.1[..buf.len()]);
+        self.1.drain(..buf.len());
+        Ok(())
+    }
+}
+
+/// Two regions of memory that stand for a guest.
+struct Memory(Vec<Box<[u8]>>);
+
+impl Memory {
+    fn new(pages: &[usize]) -> Memory {
+        Memory(pages.iter().map(|&p| vec![0; p * PAGE_SIZE].into_boxed_slice()).collect())
+    }
+
+    fn view(&mut self) -> GuestMemory {
+        let mut first_page = 0;
+        let regions = self.0.iter_mut().map(|r| {
+            let pages = (r.len() / PAGE_SIZE) as u64;
+            let region = Region { first_page, pages, host: NonNull::from(&mut r[0]) };
+            first_page += pages;
+            region
+        });
+        // SAFETY: the boxes are never moved or dropped before the view's last use.
+        unsafe { GuestMemory::from_regions(regions.collect()) }
+    }
+
+    fn fill(&mut self, page: usize, byte: u8) {
+        let split = self.0[0].len() / PAGE_SIZE;
+        let (region, page) = if page < split { (0, page) } else { (1, page - split) };
+        self.0[region][page * PAGE_SIZE..(page + 1) * PAGE_SIZE].fill(byte);
+    }
+}
+
+/// Page number and bytes, as simple as a codec can be.
+struct Plain {
+    heads: Vec<[u8; 16]>,
+}
+
+impl Codec for Plain {
+    fn encode<'a>(
+        &'a mut self,
+        _: Epoch,
+        runs: &'a [PageRun<'a>],
+        out: &mut Vec<&'a [u8]>,
+    ) -> Result<(), PluginError> {
+        self.heads = runs
+            .iter()
+            .map(|r| {
+                let mut head = [0; 16];
+                head[..8].copy_from_slice(&r.first_page.to_le_bytes());
+                head[8..].copy_from_slice(&(r.data.len() as u64).to_le_bytes());
+                head
+            })
+            .collect();
+        for (head, run) in self.heads.iter().zip(runs) {
+            out.extend([&head[..], run.data]);
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, payload: &[u8], guest_pages: u64) -> Result<u64, PluginError> {
+        let mut pages = 0;
+        each(payload, |first, data| {
+            assert!(first + (data.len() / PAGE_SIZE) as u64 <= guest_pages);
+            pages += (data.len() / PAGE_SIZE) as u64;
+        });
+        Ok(pages)
+    }
+
+    fn decode(&mut self, payload: &[u8], sink: &mut dyn PageSink) -> Result<(), PluginError> {
+        each(payload, |first, data| {
+            // Page by page: a run may cross from one region into the next.
+            for (i, page) in data.chunks(PAGE_SIZE).enumerate() {
+                sink.pages(first + i as u64, 1).unwrap().copy_from_slice(page);
+            }
+        });
+        Ok(())
+    }
+}
+
+fn each(mut payload: &[u8], mut run: impl FnMut(u64, &[u8])) {
+    while !payload.is_empty() {
+        let word = |i: usize| u64::from_le_bytes(payload[i..i + 8].try_into().unwrap());
+        let (first, len) = (word(0), word(8) as usize);
+        run(first, &payload[16..16 + len]);
+        payload = &payload[16 + len..];
+    }
+}
+
+fn plain() -> Box<dyn Codec> {
+    Box::new(Plain { heads: Vec::new() })
+}
+
+fn frame_tx(tx: Sender<Vec<u8>>) -> FrameTx {
+    FrameTx::new(Box::new(PipeTx(tx)), Arc::new(AtomicU64::new(0)))
+}
+
+/// Receives everything there is; answers the checkpoints, applied to a fresh image, and how it ended.
+fn receive(rx: Receiver<Vec<u8>>, pages: &[usize]) -> (Vec<Checkpoint>, Memory, ReceiveError) {
+    let mut memory = Memory::new(pages);
+    let image = Mutex::new(Image { memory: memory.view(), codec: plain() });
+    let buffers = Buffers::new(1 << 30);
+    let whole = Mutex::new(Vec::new());
+    let frames = FrameRx::new(Box::new(PipeRx(rx, Vec::new())));
+    let end = receiver::run(frames, &image, &buffers, |c| whole.lock().unwrap().push(c), |_| ()).unwrap_err();
+    let whole = whole.into_inner().unwrap();
+    let mut image = image.into_inner().unwrap();
+    whole.iter().flat_map(|c: &Checkpoint| &c.pages).for_each(|p| image.decode(p).unwrap());
+    (whole, memory, end)
+}
+
+#[test]
+fn a_checkpoint_arrives_whole_through_staging_that_is_much_smaller() {
+    const PAGES: [usize; 2] = [700, 1300];
+    let mut guest = Memory::new(&PAGES);
+    let view = guest.view();
+    let (jobs_tx, jobs) = channel();
+    let (mut staging, back) = Staging::new(2 << 20, jobs_tx); // 2 MiB for checkpoints of 8 MiB
+    let (wire, arrived) = channel();
+    let (states_tx, states) = channel();
+    let (events, events_rx) = channel::<Event>();
+    let sending =
+        thread::spawn(move || sender::run(&jobs, frame_tx(wire), plain(), &back, &states_tx, &events));
+
+    let mut dirty = PageBitmap::new(2000);
+    for epoch in 1..=3u8 {
+        dirty.clear();
+        for page in (0..2000).filter(|p| p % usize::from(epoch) == 0) {
+            guest.fill(page, epoch * 50 + (page % 50) as u8);
+            dirty.set_range(page as u64, 1);
+        }
+        let captured = staging.capture(Epoch(epoch.into()), &dirty, &view).unwrap();
+        assert_eq!(captured, dirty.count());
+        staging.finish(Epoch(epoch.into()), epoch > 1, vec![epoch; 1000]).unwrap();
+    }
+    drop(staging);
+    sending.join().unwrap();
+    assert!(events_rx.try_recv().is_err(), "the sender had nothing to complain about");
+    assert_eq!(states.iter().count(), 3, "device state buffers come back");
+
+    let (whole, image, end) = receive(arrived, &PAGES);
+    assert!(matches!(end, ReceiveError::Wire(_)), "{end}");
+    let seen: Vec<_> = whole.iter().map(|c| (c.epoch.0, c.armed, c.state[0], c.state.len())).collect();
+    assert_eq!(seen, [(1, false, 1, 1000), (2, true, 2, 1000), (3, true, 3, 1000)]);
+    assert!(image.0 == guest.0, "the image is the guest's memory");
+}
+
+/// The frames of two small checkpoints, as they go over the wire.
+fn frames_of_two_checkpoints() -> Vec<Vec<u8>> {
+    let mut guest = Memory::new(&[8, 8]);
+    let view = guest.view();
+    let (jobs_tx, jobs) = channel();
+    let (mut staging, back) = Staging::new(2 << 20, jobs_tx);
+    let (wire, arrived) = channel();
+    let sending =
+        thread::spawn(move || sender::run(&jobs, frame_tx(wire), plain(), &back, &channel().0, &channel().0));
+    let mut dirty = PageBitmap::new(16);
+    dirty.set_range(3, 9);
+    for epoch in [Epoch(1), Epoch(2)] {
+        staging.capture(epoch, &dirty, &view).unwrap();
+        staging.finish(epoch, true, vec![7; 10]).unwrap();
+    }
+    drop(staging);
+    sending.join().unwrap();
+    arrived.iter().collect()
+}
+
+/// A frame with another number on its channel, as it would have if those before it were missing.
+fn renumbered(frames: Vec<Vec<u8>>) -> Receiver<Vec<u8>> {
+    let (tx, rx) = channel();
+    for (number, frame) in frames.into_iter().enumerate() {
+        let (head, payload) = frame.split_at(HEADER_LEN);
+        let old = u32::from_le_bytes(head[20..24].try_into().unwrap());
+        let header = aventine_protocol::FrameHeader::decode(head.try_into().unwrap(), old).unwrap();
+        let header = aventine_protocol::FrameHeader { sequence: number as u32, ..header };
+        tx.send([&header.encode()[..], payload].concat()).unwrap();
+    }
+    rx
+}
+
+#[test]
+fn a_checkpoint_with_anything_missing_or_foreign_is_refused() {
+    let all = frames_of_two_checkpoints();
+    assert_eq!(all.len(), 6, "pages, state and end of each");
+    let (whole, ..) = receive(renumbered(all.clone()), &[8, 8]);
+    assert_eq!(whole.len(), 2);
+    for missing in 0..3 {
+        let mut frames = all.clone();
+        frames.remove(missing);
+        let (whole, _, end) = receive(renumbered(frames), &[8, 8]);
+        assert!(whole.is_empty(), "frame {missing} is missing");
+        assert!(matches!(end, ReceiveError::Incomplete(_) | ReceiveError::Epoch { .. }), "{end}");
+    }
+    let mut swapped = all.clone();
+    swapped.swap(0, 3);
+    assert!(matches!(receive(renumbered(swapped), &[8, 8]).2, ReceiveError::Epoch { .. }));
+    let mut twice = all.clone();
+    twice.insert(1, all[0].clone());
+    assert!(matches!(receive(renumbered(twice), &[8, 8]).2, ReceiveError::Incomplete(Epoch(1))));
+}
+
+#[test]
+fn a_frame_of_another_channel_is_refused() {
+    let (tx, rx) = channel();
+    frame_tx(tx).send(FrameKind::Record, 1, Epoch(1), &[b"x"]).unwrap();
+    assert!(matches!(receive(rx, &[8, 8]).2, ReceiveError::Wire(_)));
+}
