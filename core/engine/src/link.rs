@@ -1,7 +1,7 @@
 //! The link between the two hosts: connecting, agreeing, heartbeats.
 
 use crate::ProtectError;
-use crate::control::{Command, Inbox};
+use crate::control::{Command, Inbox, Status};
 use crate::parts::{During, Parts, PluginFailure};
 use crate::primary::Event;
 use crate::silence::Heard;
@@ -27,6 +27,8 @@ const ATTEMPT: Duration = Duration::from_millis(500);
 pub(crate) struct PrimaryLink {
     pub(crate) session: SessionId,
     pub(crate) control: ControlTx,
+    /// From the agreement on: the standby listens for it while this side still prepares. `None` once the link is given up.
+    pub(crate) heartbeat: Option<Heartbeat>,
     pub(crate) heard: Heard,
     pub(crate) abort: Arc<dyn LinkAbort>,
     pub(crate) sent: Arc<AtomicU64>,
@@ -120,7 +122,8 @@ pub(crate) fn connect(
     let disks = parts.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
     info!(%session, peer = link.peer(), "the standby has accepted");
     let (abort, peer) = (link.aborter(), link.peer());
-    let primary = PrimaryLink { session, control, heard, abort, sent, peer, _link: link };
+    let heartbeat = Some(Heartbeat::start(control.clone(), config.heartbeat));
+    let primary = PrimaryLink { session, control, heartbeat, heard, abort, sent, peer, _link: link };
     Ok(Some(Connected { primary, pages, disks }))
 }
 
@@ -229,10 +232,11 @@ impl Inbox {
         end
     }
 
-    /// Sets the state shown to the operator.
+    /// Begins a phase before or between sessions: nothing of an earlier one is shown any more.
     pub(crate) fn say(&self, state: &str, detail: &str) {
         let mut measured = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        state.clone_into(&mut measured.status.state);
-        detail.clone_into(&mut measured.status.detail);
+        let Status { guest, side, .. } = std::mem::take(&mut measured.status);
+        let (state, detail) = (state.to_owned(), detail.to_owned());
+        measured.status = Status { guest, side, state, detail, ..Status::default() };
     }
 }

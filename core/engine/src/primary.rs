@@ -15,7 +15,7 @@ mod operate;
 mod steer;
 
 use crate::control::{Command, Inbox, Quantiles};
-use crate::link::{self, Heartbeat, PrimaryLink};
+use crate::link::{self, PrimaryLink};
 use crate::memory::GuestMemory;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report};
 use crate::silence::Silence;
@@ -77,6 +77,7 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
         return Ok(ProtectEnd::Stopped);
     }
     record.begin(link.primary.session)?;
+    inbox.say("copying", "");
 
     // SAFETY: `memory` and `parts.guest` live in the same `Loop`, whose fields drop in order: memory first.
     let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
@@ -93,7 +94,6 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
         machine: Primary::new(parts.depth()),
         policy: maker.policy()?,
         silence: Silence::new(link.primary.heard.clone(), config.heartbeat, config.detection, now),
-        heartbeat: Some(Heartbeat::start(link.primary.control.clone(), config.heartbeat)),
         arbiter: arbiter::Claimant::start(arbiter, link.primary.session, Side::Primary, move |v| {
             drop(events_tx.send(Event::Verdict(v)));
         }),
@@ -174,7 +174,6 @@ struct Loop {
     last: EpochStats,
     link: PrimaryLink,
     silence: Silence,
-    heartbeat: Option<Heartbeat>,
     arbiter: arbiter::Claimant,
     record: arbiter::Record,
     floor: Option<FloorRun>,
@@ -279,11 +278,15 @@ impl Loop {
         if self.staging.finish(epoch, armed, state).is_err() {
             return self.step(PrimaryEvent::LinkLost);
         }
-        self.early = false;
         self.floor.iter_mut().for_each(|f| f.due = true);
         self.last =
             EpochStats { pause, dirty_pages: pages, in_flight: self.machine.in_flight(), ..self.last };
-        self.next_epoch = self.paused_at + self.policy.interval(&self.last);
+        let interval = self.policy.interval(&self.last);
+        // A pause that began a little late does not shift the ones after it.
+        let late = self.paused_at.saturating_duration_since(self.next_epoch);
+        let planned = if self.early || late > interval { self.paused_at } else { self.next_epoch };
+        self.early = false;
+        self.next_epoch = planned + interval;
         let mut measured = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         measured.pause.push_time(pause);
         measured.scan.push_time(scan_time);

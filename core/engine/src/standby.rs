@@ -157,7 +157,11 @@ impl Session {
             )));
         }
         inbox.say("copying", &format!("session {}", hello.session));
-        let ready = prepare(maker, link.as_mut(), &control, parts);
+        if let Err(e) = control.send(Epoch::COPY, &Message::Accept) {
+            return Ok(Err(e.chain()));
+        }
+        let heartbeat = Heartbeat::start(control.clone(), config.heartbeat);
+        let ready = prepare(maker, link.as_mut(), parts);
         let pages = match ready {
             Ok(pages) => pages,
             Err(failure) => return Ok(Err(refuse(&control, failure.chain()))),
@@ -167,7 +171,6 @@ impl Session {
         let image = Arc::new(Mutex::new(Image { memory, codec: maker.codec()? }));
         let buffers = Buffers::new(config.staging);
         spawn_receiver(pages, &image, &buffers, &to_loop);
-        let heartbeat = Heartbeat::start(control.clone(), config.heartbeat);
         if let Err(e) = control.send(Epoch::COPY, &Message::Ready) {
             return Ok(Err(e.chain()));
         }
@@ -434,15 +437,13 @@ fn refuse(control: &ControlTx, reason: String) -> String {
     reason
 }
 
-/// Accepts the primary and brings everything into place for the initial copy; answers the pages channel.
+/// Brings everything into place for the initial copy; answers the pages channel.
 fn prepare<R: Fn(Report) + Send + Sync + Clone + 'static>(
     maker: &Maker<'_, R>,
     link: &mut dyn Link,
-    control: &ControlTx,
     parts: &mut Parts,
 ) -> Result<FrameRx, PluginFailure> {
     let transport = &maker.config.transport.id;
-    control.send(Epoch::COPY, &Message::Accept).during(transport, "answering the primary")?;
     let (_, pages) = link.open("pages", None, STEP).during(transport, "opening the pages channel")?;
     for (id, disk) in &mut parts.disks {
         let name = format!("disk:{id}");

@@ -29,7 +29,7 @@ impl Loop {
             Ok(None) => {}
             Err(failure) => self.local_error(&failure)?,
         }
-        let open = self.heartbeat.is_some();
+        let open = self.link.heartbeat.is_some();
         if open && self.silence.tick(Instant::now()) {
             self.link_lost("nothing was heard for the detection time")?;
         }

@@ -112,7 +112,7 @@ impl Loop {
         match state {
             PrimaryState::Alone | PrimaryState::Ended | PrimaryState::Fenced => {
                 self.link.abort.abort();
-                self.heartbeat = None;
+                self.link.heartbeat = None;
                 self.floor = None;
                 self.pending.drain(..).for_each(|p| self.dirty.merge(&p.dirty));
                 if state != PrimaryState::Fenced {
@@ -152,7 +152,7 @@ impl Loop {
     }
 
     pub(super) fn link_lost(&mut self, why: &str) -> Result<(), ProtectError> {
-        if self.heartbeat.is_some() {
+        if self.link.heartbeat.is_some() {
             self.detail(format!("the standby is lost: {why}"));
         }
         self.step(PrimaryEvent::LinkLost)
