@@ -172,6 +172,7 @@ pub(crate) fn spawn_control_reader(
     ended: impl FnOnce(PluginError) + Send + 'static,
 ) {
     thread::spawn(move || {
+        go_first();
         let mut rx = FrameRx::new(rx);
         loop {
             match rx.message() {
@@ -187,6 +188,12 @@ pub(crate) fn spawn_control_reader(
     });
 }
 
+/// Lets this thread run before ordinary work where that is permitted: the other side takes a late sign of life for
+/// none. These threads do next to nothing, so nobody else waits for them.
+pub(crate) fn go_first() {
+    let _ = rustix::process::setpriority_process(None, -15);
+}
+
 /// Says that this side is alive until it is dropped or the channel fails.
 pub(crate) struct Heartbeat {
     _stop: Sender<()>,
@@ -196,6 +203,7 @@ impl Heartbeat {
     pub(crate) fn start(control: ControlTx, interval: Duration) -> Heartbeat {
         let (stop, stopped) = channel::<()>();
         thread::spawn(move || {
+            go_first();
             while control.send(Epoch::COPY, &Message::Heartbeat).is_ok() {
                 if stopped.recv_timeout(interval) != Err(RecvTimeoutError::Timeout) {
                     return;

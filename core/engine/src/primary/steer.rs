@@ -4,7 +4,7 @@ use super::operate::state_name;
 use super::{AfterAlone, Event, Loop};
 use crate::ProtectError;
 use crate::parts::{During, PluginFailure, Report};
-use aventine_api::{Disengage, Epoch, ErrorCode};
+use aventine_api::{Disengage, Epoch, ErrorCode, GuestEvent};
 use aventine_protocol::{EndReason, Message, PrimaryAction, PrimaryEvent, PrimaryState};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -165,10 +165,11 @@ impl Loop {
 
     /// This side can no longer replicate: the guest runs on here, the standby stands down.
     pub(super) fn local_error(&mut self, failure: &PluginFailure) -> Result<(), ProtectError> {
-        let text = failure.chain();
-        if failure.source.code() == ErrorCode::PeerLost && self.parts.guest.process().is_none() {
-            return Ok(()); // the guest is gone: the next poll says how
+        // A guest that is gone makes whatever is asked of it fail; how it went decides what follows.
+        if let Ok(Some(event @ (GuestEvent::Lost { .. } | GuestEvent::ShutDown))) = self.parts.guest.poll() {
+            return self.guest_event(event);
         }
+        let text = failure.chain();
         self.detail(text.clone());
         self.step(PrimaryEvent::End(EndReason::LocalError(text)))
     }
