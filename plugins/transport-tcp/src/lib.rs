@@ -1,1 +1,114 @@
-//! Transport plugin: TCP.
+//! Transport plugin `tcp`: one TCP connection for each channel of a link.
+//!
+//! ```toml
+//! [transport]
+//! plugin = "tcp"
+//! listen = "0.0.0.0:7400"          # needed on the standby
+//! peer = "standby.example:7400"    # needed on the primary
+//! unsafe_plaintext = true          # required: nothing is encrypted yet
+//! ```
+//!
+//! Invariants:
+//! - A connection carries one channel, so bulk waits in its own socket and never in front of a heartbeat.
+//! - A connection becomes a channel only after its greeting was read and answered (see `wire.rs`); until then it can
+//!   neither block nor end anything but itself.
+//! - No byte of a channel is read before its owner asks for it: the greeting is read to its last byte and not
+//!   further.
+//! - After [`aventine_api::LinkAbort::abort`] no call on the link's channels reports success.
+//!
+//! ```text
+//!  primary                                        standby
+//!  connect ──── TCP, greeting `control` ────────► door: reads greetings, one thread for all strangers
+//!          ◄─── welcome ─────────────────────────   │ new link ─► hall ─► accept
+//!  open(name) ─ TCP, greeting, same link id ─────►  │ known link ─► waits there for open(name)
+//!          ◄─── welcome ─────────────────────────
+//! ```
+//! The welcome comes from the door, not from the other side's `open`: the two sides may exchange messages between
+//! two calls of `open`. Bytes sent before the standby opened the channel wait in its socket.
+#![forbid(unsafe_code)]
+
+mod channel;
+mod config;
+mod dial;
+mod door;
+mod hall;
+mod link;
+mod wire;
+
+use aventine_api::{ErrorCode, Factory, Link, Listener, PluginEntry, PluginError, Transport};
+use config::{Address, Settings};
+use std::time::{Duration, Instant};
+
+aventine_api::inventory::submit! {
+    PluginEntry {
+        name: "tcp",
+        version: env!("CARGO_PKG_VERSION"),
+        summary: "One TCP connection for each channel; not encrypted yet",
+        validate: |text| Settings::parse(text).map(drop),
+        factory: Factory::Transport(|text, _context| {
+            let settings = Settings::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
+            Ok(Box::new(Tcp { settings }))
+        }),
+    }
+}
+
+struct Tcp {
+    settings: Settings,
+}
+
+impl Transport for Tcp {
+    fn connect(&mut self, limit: Duration) -> Result<Box<dyn Link>, PluginError> {
+        let peer = self.settings.peer.as_ref().ok_or_else(|| PluginError::new(ErrorCode::Config, NoPeer))?;
+        Ok(Box::new(link::TcpLink::connect(peer, Instant::now() + limit, limit)?))
+    }
+
+    fn listen(&mut self, routes: &[String]) -> Result<Box<dyn Listener>, PluginError> {
+        let listen = self.settings.listen.ok_or(ListenError::NoAddress)?;
+        let mut addresses = vec![listen];
+        for route in routes {
+            let route: Address = route
+                .parse()
+                .map_err(|source| ListenError::Route { route: route.clone(), source })
+                .map_err(PluginError::from)?;
+            addresses.push((listen.ip(), route.port).into());
+        }
+        addresses.sort_unstable();
+        addresses.dedup();
+        Ok(Box::new(door::TcpListening::start(&addresses)?))
+    }
+}
+
+/// Connecting without an address.
+#[derive(Debug, thiserror::Error)]
+#[error("The primary needs `peer` in [transport], the standby's address such as \"standby.example:7400\"")]
+struct NoPeer;
+
+/// Why listening could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+enum ListenError {
+    #[error("The standby needs `listen` in [transport], an address of this host such as \"0.0.0.0:7400\"")]
+    NoAddress,
+    #[error("The route {route:?} of a disk is no address")]
+    Route { route: String, source: config::AddressError },
+    #[error("Port {} is in use at {}; is another `aventine standby` running here?", .0.port(), .0.ip())]
+    InUse(std::net::SocketAddr),
+    #[error("{} is no address of this host; use one that `ip address` shows, or 0.0.0.0", .0.ip())]
+    NotHere(std::net::SocketAddr),
+    #[error("Could not listen on {address}")]
+    Bind { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("Could not start to listen")]
+    Start(#[source] std::io::Error),
+    #[error("Listening ended")]
+    Ended(#[source] std::io::Error),
+}
+
+impl From<ListenError> for PluginError {
+    fn from(error: ListenError) -> PluginError {
+        let code = match &error {
+            ListenError::NoAddress | ListenError::Route { .. } => ErrorCode::Config,
+            ListenError::InUse(_) | ListenError::NotHere(_) => ErrorCode::Unavailable,
+            ListenError::Bind { .. } | ListenError::Start(_) | ListenError::Ended(_) => ErrorCode::Io,
+        };
+        PluginError::new(code, error)
+    }
+}

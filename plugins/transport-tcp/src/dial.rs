@@ -1,0 +1,216 @@
+//! The primary's way to a connection that carries a channel.
+
+use crate::channel::{LinkState, tune};
+use crate::config::Address;
+use crate::wire::{ANSWER_LEN, Answer, AnswerError, Greeting, VERSION};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
+
+/// Why a dial failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    #[error("The name {host:?} has no address")]
+    Resolve { host: String, source: io::Error },
+    #[error("The name {host:?} was not resolved in time")]
+    ResolveSlow { host: String },
+    #[error("Could not connect to {address}")]
+    Connect { address: SocketAddr, source: io::Error },
+    #[error("{address} did not answer in time")]
+    Slow { address: SocketAddr },
+    #[error("{address} closed the connection without an answer")]
+    Closed { address: SocketAddr },
+    #[error("Too many primaries wait for the standby at {address}")]
+    Busy { address: SocketAddr },
+    #[error("What answers at {address} is no Aventine standby; check `peer` and its port")]
+    NotAventine { address: SocketAddr },
+    #[error(
+        "The standby at {address} speaks version {theirs} of the transport, this host version {VERSION}; install the \
+         same Aventine on both"
+    )]
+    OtherVersion { address: SocketAddr, theirs: u16 },
+    #[error("The standby at {address} no longer knows this link; it was restarted or ended the link")]
+    UnknownLink { address: SocketAddr },
+    #[error("The standby at {address} has this channel already")]
+    Taken { address: SocketAddr },
+    #[error("The standby at {address} refused the channel's name")]
+    BadName { address: SocketAddr },
+    #[error("The link was ended on this side")]
+    Aborted,
+}
+
+impl DialError {
+    /// Whether trying again can help.
+    pub(crate) fn is_passing(&self) -> bool {
+        use DialError::{Busy, Closed, Connect, Resolve, ResolveSlow, Slow};
+        matches!(
+            self,
+            Resolve { .. } | ResolveSlow { .. } | Connect { .. } | Slow { .. } | Closed { .. } | Busy { .. }
+        )
+    }
+}
+
+/// The addresses of a host. The system's resolver cannot be interrupted, so a name is resolved on a thread that
+/// outlives the call when the resolver is slower than `deadline`; it owns nothing but the name.
+pub(crate) fn resolve(address: &Address, deadline: Instant) -> Result<Vec<SocketAddr>, DialError> {
+    let Address { host, port } = address.clone();
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![(ip, port).into()]);
+    }
+    let (tx, rx) = mpsc::sync_channel(1);
+    let name = host.clone();
+    thread::Builder::new()
+        .name("tcp-resolve".into())
+        .spawn(move || {
+            let found = (name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+            // Nobody listens any more once the deadline has passed.
+            let _ = tx.send(found);
+        })
+        .map_err(|source| DialError::Resolve { host: host.clone(), source })?;
+    match rx.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(Ok(found)) if found.is_empty() => {
+            Err(DialError::Resolve { host, source: ErrorKind::AddrNotAvailable.into() })
+        }
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(source)) => Err(DialError::Resolve { host, source }),
+        Err(_) => Err(DialError::ResolveSlow { host }),
+    }
+}
+
+/// Tries each address in turn until one carries the channel of `greeting`; each gets its share of the time left.
+/// Ends early when `link` is aborted.
+pub(crate) fn dial(
+    addresses: &[SocketAddr],
+    greeting: &Greeting,
+    deadline: Instant,
+    link: &LinkState,
+) -> Result<(TcpStream, SocketAddr), DialError> {
+    let mut last = None;
+    for (at, &address) in addresses.iter().enumerate() {
+        let now = Instant::now();
+        let share = deadline.saturating_duration_since(now) / (addresses.len() - at) as u32;
+        match (Attempt { address, deadline: now + share, link }).run(greeting) {
+            Ok(stream) => return Ok((stream, address)),
+            Err(e) if e.is_passing() => last = Some(e),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(last.expect("a host that resolved has an address"))
+}
+
+/// One connection being made, in non-blocking mode.
+struct Attempt<'a> {
+    address: SocketAddr,
+    deadline: Instant,
+    link: &'a LinkState,
+}
+
+impl Attempt<'_> {
+    fn run(&self, greeting: &Greeting) -> Result<TcpStream, DialError> {
+        let stream = self.connect()?;
+        self.write(&stream, &greeting.encode())?;
+        let answer = self.read_answer(&stream)?;
+        let address = self.address;
+        match Answer::decode(&answer) {
+            Ok(Answer::Welcome) => {
+                tune(&stream, &greeting.channel).map_err(|e| self.failed(e))?;
+                Ok(stream)
+            }
+            Ok(Answer::UnknownLink) => Err(DialError::UnknownLink { address }),
+            Ok(Answer::Taken) => Err(DialError::Taken { address }),
+            Ok(Answer::Busy) => Err(DialError::Busy { address }),
+            Ok(Answer::BadName) => Err(DialError::BadName { address }),
+            Ok(Answer::OtherVersion) | Err(AnswerError::NotAventine) => {
+                Err(DialError::NotAventine { address })
+            }
+            Err(AnswerError::OtherVersion(theirs)) => Err(DialError::OtherVersion { address, theirs }),
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> DialError {
+        DialError::Connect { address: self.address, source }
+    }
+
+    fn connect(&self) -> Result<TcpStream, DialError> {
+        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, Some(Protocol::TCP))
+            .and_then(|s| s.set_nonblocking(true).map(|()| s))
+            .map_err(|e| self.failed(e))?;
+        match socket.connect(&self.address.into()) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {
+                self.wait(&socket, PollFlags::OUT)?;
+                if let Some(e) = socket.take_error().map_err(|e| self.failed(e))? {
+                    return Err(self.failed(e));
+                }
+            }
+            Err(e) => return Err(self.failed(e)),
+        }
+        let stream = TcpStream::from(socket);
+        // A connection to a port of this very host that nobody listens on can meet itself.
+        if stream.local_addr().is_ok_and(|local| local == self.address) {
+            return Err(self.failed(ErrorKind::ConnectionRefused.into()));
+        }
+        stream.set_nodelay(true).map_err(|e| self.failed(e))?;
+        Ok(stream)
+    }
+
+    fn write(&self, mut stream: &TcpStream, mut bytes: &[u8]) -> Result<(), DialError> {
+        while !bytes.is_empty() {
+            self.wait(stream, PollFlags::OUT)?;
+            match stream.write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) if is_again(&e) => {}
+                Err(e) => return Err(self.failed(e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_answer(&self, mut stream: &TcpStream) -> Result<[u8; ANSWER_LEN], DialError> {
+        let mut answer = [0; ANSWER_LEN];
+        let mut got = 0;
+        while got < ANSWER_LEN {
+            self.wait(stream, PollFlags::IN)?;
+            match stream.read(&mut answer[got..]) {
+                Ok(0) => return Err(DialError::Closed { address: self.address }),
+                Ok(n) => got += n,
+                Err(e) if is_again(&e) => {}
+                Err(e) => return Err(self.failed(e)),
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Waits until `fd` is ready.
+    fn wait(&self, fd: impl AsFd, ready: PollFlags) -> Result<(), DialError> {
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(DialError::Slow { address: self.address });
+            }
+            let limit = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };
+            let fd = fd.as_fd();
+            let mut fds = [
+                PollFd::from_borrowed_fd(fd, ready),
+                PollFd::from_borrowed_fd(self.link.wake(), PollFlags::IN),
+            ];
+            match poll(&mut fds, Some(&limit)) {
+                Ok(_) if !fds[1].revents().is_empty() => return Err(DialError::Aborted),
+                Ok(_) if !fds[0].revents().is_empty() => return Ok(()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(e) => return Err(self.failed(e.into())),
+            }
+        }
+    }
+}
+
+/// Whether a non-blocking call is to be made again.
+pub(crate) fn is_again(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}

@@ -1,0 +1,128 @@
+//! Where the door leaves connections and the standby finds them.
+
+use crate::channel::{CONTROL, LinkState, tune};
+use crate::wire::{Answer, Greeting, LinkId};
+use rustix::net::{RecvFlags, recv};
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// Links that may wait to be accepted.
+const MAX_WAITING: usize = 16;
+
+/// A link nobody has accepted yet.
+struct Waiting {
+    link: Arc<LinkState>,
+    /// A second handle to its first connection, to see whether the primary is still there.
+    control: TcpStream,
+    from: SocketAddr,
+}
+
+impl Waiting {
+    /// Whether the primary has not hung up.
+    fn is_alive(&self) -> bool {
+        let mut byte = [0u8];
+        !matches!(
+            recv(&self.control, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT),
+            Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET | rustix::io::Errno::TIMEDOUT)
+        )
+    }
+}
+
+/// Shared by the door's thread, the listener and (weakly) the links.
+#[derive(Default)]
+pub(crate) struct Hall {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    links: HashMap<LinkId, Weak<LinkState>>,
+    waiting: VecDeque<Waiting>,
+    ended: Option<io::Error>,
+}
+
+impl Hall {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers a greeting and, if it is welcome, gives the connection to its link. Gives back a refused one, with
+    /// the reason. An error concerns this connection alone.
+    pub(crate) fn admit(
+        &self,
+        greeting: Greeting,
+        mut stream: TcpStream,
+        from: SocketAddr,
+    ) -> io::Result<Option<(TcpStream, Answer)>> {
+        let mut inner = self.lock();
+        let is_new = greeting.channel == CONTROL;
+        let link = if is_new { inner.new_link(&greeting.link)? } else { inner.known_link(&greeting) };
+        let link = match link {
+            Ok(link) => link,
+            Err(answer) => return Ok(Some((stream, answer))),
+        };
+        // First the answer: once the connection is handed over, the standby may write to it.
+        stream.write_all(&Answer::Welcome.encode())?;
+        tune(&stream, &greeting.channel)?;
+        if is_new {
+            let control = stream.try_clone()?;
+            inner.links.insert(greeting.link, Arc::downgrade(&link));
+            link.leave(greeting.channel, stream);
+            inner.waiting.push_back(Waiting { link, control, from });
+            self.changed.notify_all();
+        } else {
+            link.leave(greeting.channel, stream);
+        }
+        Ok(None)
+    }
+
+    /// The next link that a primary still holds, with the primary's address; `None` when none came before `limit`.
+    pub(crate) fn next(&self, limit: Duration) -> Result<Option<(Arc<LinkState>, SocketAddr)>, io::Error> {
+        let deadline = Instant::now() + limit;
+        let mut inner = self.lock();
+        loop {
+            while let Some(waiting) = inner.waiting.pop_front() {
+                if waiting.is_alive() {
+                    return Ok(Some((waiting.link, waiting.from)));
+                }
+            }
+            if let Some(error) = &inner.ended {
+                return Err(io::Error::new(error.kind(), error.to_string()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The door is shut for good.
+    pub(crate) fn end(&self, error: io::Error) {
+        self.lock().ended = Some(error);
+        self.changed.notify_all();
+    }
+}
+
+impl Inner {
+    fn new_link(&mut self, id: &LinkId) -> io::Result<Result<Arc<LinkState>, Answer>> {
+        self.links.retain(|_, link| link.strong_count() > 0);
+        if self.links.contains_key(id) {
+            return Ok(Err(Answer::Taken));
+        }
+        self.waiting.retain(Waiting::is_alive);
+        if self.waiting.len() >= MAX_WAITING {
+            return Ok(Err(Answer::Busy));
+        }
+        LinkState::new().map(Ok)
+    }
+
+    fn known_link(&self, greeting: &Greeting) -> Result<Arc<LinkState>, Answer> {
+        let link = self.links.get(&greeting.link).and_then(Weak::upgrade).ok_or(Answer::UnknownLink)?;
+        if link.expects(&greeting.channel) { Ok(link) } else { Err(Answer::Taken) }
+    }
+}

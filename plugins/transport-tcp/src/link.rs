@@ -1,0 +1,192 @@
+//! A link of either side.
+
+use crate::channel::{CONTROL, ChannelError, LinkState, Rx, Tx};
+use crate::config::{Address, AddressError};
+use crate::dial::{DialError, dial, resolve};
+use crate::wire::{Greeting, LinkId, is_name};
+use aventine_api::{ChannelRx, ChannelTx, ErrorCode, Link, LinkAbort, PluginError};
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longest time for one attempt to connect: after it a new connection is tried instead of the kernel's ever rarer
+/// repetitions of the first.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// Pause between two attempts.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the primary could not connect.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("No standby answered at {peer} within {limit:?}; is `aventine standby` running there?")]
+    NoAnswer { peer: Address, limit: Duration, source: Option<DialError> },
+    #[error(transparent)]
+    Wrong(DialError),
+    #[error("Could not begin to connect")]
+    Start(#[source] io::Error),
+}
+
+impl From<ConnectError> for PluginError {
+    fn from(error: ConnectError) -> PluginError {
+        let code = match &error {
+            ConnectError::NoAnswer { .. } => ErrorCode::TimedOut,
+            ConnectError::Wrong(DialError::NotAventine { .. }) => ErrorCode::Corrupt,
+            ConnectError::Wrong(DialError::OtherVersion { .. }) => ErrorCode::Refused,
+            ConnectError::Wrong(_) => ErrorCode::PeerLost,
+            ConnectError::Start(_) => ErrorCode::Io,
+        };
+        PluginError::new(code, error)
+    }
+}
+
+/// Why a channel could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("{name:?} is no name for a channel")]
+    Name { name: String },
+    #[error("The route {route:?} of channel {name} is no address")]
+    Route { name: String, route: String, source: AddressError },
+    #[error("Channel {name} could not be opened")]
+    Dial { name: String, source: DialError },
+    #[error("The primary did not open channel {name} within {limit:?}")]
+    NeverCame { name: String, limit: Duration },
+    #[error("Channel {name} could not be opened")]
+    Ended { name: String, source: ChannelError },
+}
+
+impl From<OpenError> for PluginError {
+    fn from(error: OpenError) -> PluginError {
+        let code = match &error {
+            OpenError::Name { .. } => ErrorCode::Internal,
+            OpenError::Route { .. } => ErrorCode::Config,
+            OpenError::NeverCame { .. } => ErrorCode::TimedOut,
+            OpenError::Ended { .. } => ErrorCode::PeerLost,
+            OpenError::Dial { source, .. } => match source {
+                DialError::Slow { .. } | DialError::ResolveSlow { .. } => ErrorCode::TimedOut,
+                DialError::Resolve { .. } => ErrorCode::Unavailable,
+                DialError::NotAventine { .. } => ErrorCode::Corrupt,
+                DialError::Taken { .. } | DialError::BadName { .. } => ErrorCode::Internal,
+                _ => ErrorCode::PeerLost,
+            },
+        };
+        PluginError::new(code, error)
+    }
+}
+
+/// One relation between two hosts.
+pub(crate) struct TcpLink {
+    state: Arc<LinkState>,
+    peer: String,
+    /// Primary: what its dials need.
+    dialer: Option<Dialer>,
+}
+
+struct Dialer {
+    id: LinkId,
+    /// Where the standby answered; names are not resolved again, so that all channels reach the same host.
+    standby: SocketAddr,
+}
+
+impl TcpLink {
+    /// Primary: tries until the standby answers or `deadline` has passed.
+    pub(crate) fn connect(
+        peer: &Address,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<TcpLink, ConnectError> {
+        let mut id = LinkId::default();
+        getrandom(&mut id, GetRandomFlags::empty()).map_err(|e| ConnectError::Start(e.into()))?;
+        let state = LinkState::new().map_err(ConnectError::Start)?;
+        let greeting = Greeting { link: id, channel: CONTROL.to_owned() };
+        let mut last = None;
+        while Instant::now() < deadline {
+            // A name server that is down may take its time; only the connection is bounded by an attempt.
+            let found = resolve(peer, deadline);
+            match found
+                .and_then(|found| dial(&found, &greeting, deadline.min(Instant::now() + ATTEMPT), &state))
+            {
+                Ok((stream, standby)) => {
+                    state.leave(CONTROL.to_owned(), stream);
+                    let dialer = Some(Dialer { id, standby });
+                    return Ok(TcpLink { state, peer: format!("{peer} ({standby})"), dialer });
+                }
+                Err(e) if e.is_passing() => last = Some(e),
+                Err(e) => return Err(ConnectError::Wrong(e)),
+            }
+            thread::sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now())));
+        }
+        Err(ConnectError::NoAnswer { peer: peer.clone(), limit, source: last })
+    }
+
+    /// Standby: the link of a primary that came from `from`.
+    pub(crate) fn accepted(state: Arc<LinkState>, from: SocketAddr) -> TcpLink {
+        TcpLink { state, peer: from.to_string(), dialer: None }
+    }
+
+    fn open_channel(&self, name: &str, route: Option<&str>, limit: Duration) -> Result<(Tx, Rx), OpenError> {
+        let deadline = Instant::now() + limit;
+        if !is_name(name) {
+            return Err(OpenError::Name { name: name.to_owned() });
+        }
+        let ended = |source| OpenError::Ended { name: name.to_owned(), source };
+        let stream = match &self.dialer {
+            Some(dialer) => match self.state.take(name) {
+                Some(stream) => stream,
+                None => self.dial(dialer, name, route, deadline)?,
+            },
+            None => match self.state.wait(name, deadline) {
+                Some(stream) => stream,
+                None if self.state.is_aborted() => return Err(ended(ChannelError::Aborted)),
+                None => return Err(OpenError::NeverCame { name: name.to_owned(), limit }),
+            },
+        };
+        self.state.adopt(stream).map_err(ended)
+    }
+
+    fn dial(
+        &self,
+        dialer: &Dialer,
+        name: &str,
+        route: Option<&str>,
+        deadline: Instant,
+    ) -> Result<TcpStream, OpenError> {
+        let failed = |source| OpenError::Dial { name: name.to_owned(), source };
+        let addresses = match route {
+            Some(route) => {
+                let address: Address = route.parse().map_err(|source| OpenError::Route {
+                    name: name.to_owned(),
+                    route: route.to_owned(),
+                    source,
+                })?;
+                resolve(&address, deadline).map_err(failed)?
+            }
+            None => vec![dialer.standby],
+        };
+        let greeting = Greeting { link: dialer.id, channel: name.to_owned() };
+        let (stream, _) = dial(&addresses, &greeting, deadline, &self.state).map_err(failed)?;
+        Ok(stream)
+    }
+}
+
+impl Link for TcpLink {
+    fn open(
+        &mut self,
+        name: &str,
+        route: Option<&str>,
+        limit: Duration,
+    ) -> Result<(Box<dyn ChannelTx>, Box<dyn ChannelRx>), PluginError> {
+        let (tx, rx) = self.open_channel(name, route, limit)?;
+        Ok((Box::new(tx), Box::new(rx)))
+    }
+
+    fn aborter(&self) -> Arc<dyn LinkAbort> {
+        Arc::clone(&self.state) as Arc<dyn LinkAbort>
+    }
+
+    fn peer(&self) -> String {
+        self.peer.clone()
+    }
+}
