@@ -1,1 +1,105 @@
-//! Epoch policy plugin: a fixed interval.
+//! Epoch policy plugin `fixed`: every epoch takes the same time.
+//!
+//! ```toml
+//! [policy]
+//! plugin = "fixed"
+//! interval = "25ms"    # from the start of one pause to the start of the next; 1ms to 10s
+//! ```
+//! A shorter interval lowers the delay that clients see (a frame waits for half an interval and the commit on
+//! average) and raises the cost: the guest pauses more often and pages that are written often are sent more often.
+#![forbid(unsafe_code)]
+
+use aventine_api::{
+    ConfigError, EpochPolicy, EpochStats, ErrorCode, Factory, PluginEntry, PluginError, parse_config,
+};
+use serde::Deserialize;
+use std::time::Duration;
+
+aventine_api::inventory::submit! {
+    PluginEntry {
+        name: "fixed",
+        version: env!("CARGO_PKG_VERSION"),
+        summary: "Epochs of one length",
+        validate: |text| Fixed::parse(text).map(drop),
+        factory: Factory::Policy(|text, _context| {
+            Ok(Box::new(Fixed::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?))
+        }),
+    }
+}
+
+const DEFAULT: Duration = Duration::from_millis(25);
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(10);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    interval: Option<String>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Fixed {
+    interval: Duration,
+}
+
+impl Fixed {
+    fn parse(text: &str) -> Result<Fixed, ConfigError> {
+        let keys: Keys = parse_config(text)?;
+        let Some(text) = keys.interval else { return Ok(Fixed { interval: DEFAULT }) };
+        let bad =
+            |message| ConfigError::bad_value(&["interval"], message, Some("for example \"25ms\" or \"1s\""));
+        let interval = parse_duration(&text)
+            .ok_or_else(|| bad(format!("{text:?} is not a whole number followed by us, ms or s")))?;
+        if !(SHORTEST..=LONGEST).contains(&interval) {
+            return Err(bad(format!("{text:?} is not between {SHORTEST:?} and {LONGEST:?}")));
+        }
+        Ok(Fixed { interval })
+    }
+}
+
+/// `500us`, `25ms`, `2s`.
+fn parse_duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let number = number.parse().ok()?;
+    match unit {
+        "us" => Some(Duration::from_micros(number)),
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        _ => None,
+    }
+}
+
+impl EpochPolicy for Fixed {
+    fn interval(&mut self, _last: &EpochStats) -> Duration {
+        self.interval
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_is_what_the_configuration_says() {
+        for (text, expected) in [
+            ("", DEFAULT),
+            ("interval = '1ms'", SHORTEST),
+            ("interval = '1500us'", Duration::from_micros(1500)),
+            ("interval = '10s'", LONGEST),
+        ] {
+            let busy = EpochStats { dirty_pages: 1 << 20, in_flight: 9, ..EpochStats::default() };
+            assert_eq!(Fixed::parse(text).unwrap().interval(&busy), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_at_its_key() {
+        for value in
+            ["", "25", "ms", "-1ms", "2.5ms", "25 ms", "25min", "999us", "10001ms", "99999999999999999999s"]
+        {
+            let error = Fixed::parse(&format!("interval = '{value}'")).unwrap_err();
+            assert_eq!(error.path, ["interval"], "{value}");
+        }
+        assert!(Fixed::parse("intervall = '25ms'").is_err());
+    }
+}
