@@ -1,0 +1,187 @@
+//! The plugin's own keys.
+
+use aventine_api::{ConfigError, parse_config};
+use serde::Deserialize;
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+
+/// Bytes that writes may take in memory where the configuration does not say.
+const DEFAULT_BUFFER: u64 = 256 << 20;
+/// Least that lets the largest request of a guest pass without stopping at each.
+const LEAST_BUFFER: u64 = 16 << 20;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Keys {
+    image: Option<PathBuf>,
+    spec: Option<String>,
+    buffer: Option<String>,
+}
+
+/// The checked configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// The image, perhaps relative to the configuration file.
+    pub(crate) image: PathBuf,
+    /// `host:port` of the standby where the disk has a channel of its own.
+    pub(crate) route: Option<String>,
+    /// Bytes that writes on their way may take in memory, on each side.
+    pub(crate) buffer: usize,
+}
+
+/// Reads the plugin's configuration text.
+pub(crate) fn parse(text: &str) -> Result<Settings, ConfigError> {
+    let keys: Keys = parse_config(text)?;
+    let buffer = keys.buffer.map_or(Ok(DEFAULT_BUFFER), |b| size(&b))?;
+    let (image, route) = match (keys.image, keys.spec) {
+        (Some(image), None) if image.as_os_str().is_empty() => {
+            return Err(ConfigError::bad_value(&["image"], "`image` is empty", None));
+        }
+        (Some(image), None) => (image, None),
+        (None, Some(text)) => spec(&text).map(|(route, image)| (image, Some(route)))?,
+        (Some(_), Some(_)) => {
+            let help = "`image` replicates over the shared transport, `spec` over a connection of its own";
+            return Err(ConfigError::bad_value(
+                &["spec"],
+                "`image` and `spec` exclude each other",
+                Some(help),
+            ));
+        }
+        (None, None) => {
+            let help = "write `image = \"PATH\"`, or `spec = \"remus:HOST:PORT|aio:PATH\"`";
+            return Err(ConfigError::bad_value(&[], "the disk has neither `image` nor `spec`", Some(help)));
+        }
+    };
+    Ok(Settings { image, route, buffer: buffer as usize })
+}
+
+/// `remus:HOST:PORT|aio:PATH`, perhaps behind the `tap:` or `tap2:` of a Xen configuration.
+fn spec(text: &str) -> Result<(String, PathBuf), ConfigError> {
+    const FORM: &str = "the form is `remus:HOST:PORT|aio:PATH`";
+    let wrong = |message: String| ConfigError::bad_value(&["spec"], message, Some(FORM));
+    let bare = text.strip_prefix("tap:").or_else(|| text.strip_prefix("tap2:")).unwrap_or(text);
+    let rest =
+        bare.strip_prefix("remus:").ok_or_else(|| wrong(format!("`{bare}` does not begin with `remus:`")))?;
+    let (address, image) =
+        rest.split_once('|').ok_or_else(|| wrong(format!("there is no `|` behind the address `{rest}`")))?;
+    let path = image.strip_prefix("aio:").ok_or_else(|| {
+        wrong(format!("`{image}` does not begin with `aio:`, the only kind of image there is"))
+    })?;
+    if path.is_empty() {
+        return Err(wrong("there is no path behind `aio:`".to_owned()));
+    }
+    check_address(address).map_err(wrong)?;
+    Ok((address.to_owned(), PathBuf::from(path)))
+}
+
+fn check_address(address: &str) -> Result<(), String> {
+    let port = match address.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) =
+                rest.split_once(']').ok_or_else(|| format!("the bracket in `{address}` is not closed"))?;
+            if host.parse::<Ipv6Addr>().is_err() {
+                return Err(format!("`{host}` is not an IPv6 address"));
+            }
+            rest.strip_prefix(':').ok_or_else(|| format!("there is no port behind `[{host}]`"))?
+        }
+        None => {
+            let (host, port) =
+                address.rsplit_once(':').ok_or_else(|| format!("there is no port behind `{address}`"))?;
+            if host.is_empty() {
+                return Err("there is no host behind `remus:`".to_owned());
+            }
+            if host.contains(':') {
+                return Err(format!("`{address}` has too many colons; an IPv6 address stands in brackets"));
+            }
+            if let Some(c) = host.chars().find(|c| !c.is_alphanumeric() && !matches!(c, '.' | '-' | '_')) {
+                return Err(format!("host `{host}` has a `{c}` in it"));
+            }
+            port
+        }
+    };
+    match port.parse::<u16>() {
+        Ok(1..) if port.bytes().all(|b| b.is_ascii_digit()) => Ok(()),
+        _ => Err(format!("`{port}` is not a port between 1 and 65535")),
+    }
+}
+
+/// A number of bytes such as `64MiB`.
+fn size(text: &str) -> Result<u64, ConfigError> {
+    let wrong = |message| ConfigError::bad_value(&["buffer"], message, Some("write it as in `256MiB`"));
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_start() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err(wrong(format!("`{text}` is not a size"))),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong(format!("`{text}` is not a size")))?;
+    match number.checked_mul(1 << shift) {
+        Some(bytes) if bytes > 1 << 40 => Err(wrong("`buffer` is more than 1024GiB".to_owned())),
+        Some(bytes) if bytes >= LEAST_BUFFER => Ok(bytes),
+        Some(_) => Err(wrong("`buffer` is less than 16MiB".to_owned())),
+        None => Err(wrong("`buffer` is more than 1024GiB".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aventine_api::ConfigProblem;
+
+    fn problem(text: &str) -> (String, String) {
+        let error = parse(text).unwrap_err();
+        (error.path.join("."), error.to_string())
+    }
+
+    #[test]
+    fn both_forms_are_understood() {
+        let settings = parse("image = \"disks/web.img\"").unwrap();
+        let expected = Settings { image: "disks/web.img".into(), route: None, buffer: 256 << 20 };
+        assert_eq!(settings, expected);
+        for (spec, route, image) in [
+            ("remus:backup:9000|aio:/dev/foo", "backup:9000", "/dev/foo"),
+            ("tap:remus:backup.example:9000|aio:web.img", "backup.example:9000", "web.img"),
+            ("tap2:remus:192.0.2.7:1|aio:/a|b:c", "192.0.2.7:1", "/a|b:c"),
+            ("remus:[2001:db8::1]:65535|aio:/x", "[2001:db8::1]:65535", "/x"),
+        ] {
+            let settings = parse(&format!("spec = \"{spec}\"\nbuffer = \"64MiB\"")).unwrap();
+            let expected = Settings { image: image.into(), route: Some(route.to_owned()), buffer: 64 << 20 };
+            assert_eq!(settings, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_where_it_is() {
+        for (spec, says) in [
+            ("aio:/dev/foo", "does not begin with `remus:`"),
+            ("remus:backup:9000", "there is no `|`"),
+            ("remus:backup:9000|vhd:/x", "`vhd:/x` does not begin with `aio:`"),
+            ("remus:backup:9000|aio:", "no path"),
+            ("remus:backup|aio:/x", "no port behind `backup`"),
+            ("remus::9000|aio:/x", "no host"),
+            ("remus:backup:0|aio:/x", "`0` is not a port"),
+            ("remus:backup:+9|aio:/x", "`+9` is not a port"),
+            ("remus:backup:65536|aio:/x", "`65536` is not a port"),
+            ("remus:2001:db8::1:9000|aio:/x", "in brackets"),
+            ("remus:[2001:db8::1|aio:/x", "not closed"),
+            ("remus:[backup]:9000|aio:/x", "`backup` is not an IPv6 address"),
+            ("remus:[::1]9000|aio:/x", "no port behind `[::1]`"),
+            ("remus:back up:9000|aio:/x", "host `back up` has a ` ` in it"),
+        ] {
+            let (path, message) = problem(&format!("spec = \"{spec}\""));
+            assert_eq!(path, "spec");
+            assert!(message.contains(says), "{spec}: {message}");
+        }
+        assert!(problem("").1.contains("neither `image` nor `spec`"));
+        assert!(problem("image = 'a'\nspec = 'remus:a:1|aio:b'").1.contains("exclude each other"));
+        assert_eq!(problem("image = ''").0, "image");
+        for size in ["lots", "15MiB", "-1MiB", "64MB", "1025GiB", "99999999999999999999", "99999999999GiB"] {
+            assert_eq!(problem(&format!("image = 'a'\nbuffer = '{size}'")).0, "buffer", "{size}");
+        }
+        let unknown = parse("image = 'a'\nimages = 'b'").unwrap_err();
+        assert!(matches!(unknown.problem, ConfigProblem::UnknownKey { .. }));
+    }
+}

@@ -1,0 +1,342 @@
+//! The image: a regular file or a block device, locked while it is open, read and written at positions.
+
+use crate::lock;
+use aventine_api::{ErrorCode, PluginError};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, fdatasync, flock, major, minor, seek};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Zeroes to write where the file system cannot make them otherwise, and to compare with.
+pub(crate) static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+
+/// Why an image could not be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("Image {} does not exist. Create it, or correct the path", path.display())]
+    Missing { path: PathBuf },
+    #[error("Image {} is neither a file nor a block device", path.display())]
+    Kind { path: PathBuf },
+    #[error("Image {} is empty. Give it the size that the guest's disk should have", path.display())]
+    Empty { path: PathBuf },
+    #[error("Image {} is in use by {}. Two guests on one image would destroy it: end the other first",
+        path.display(), holder.map_or("another process".to_owned(), |p| format!("process {p}")))]
+    InUse { path: PathBuf, holder: Option<u32> },
+    #[error("Image {} could not be opened", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("Image {} could not be created with {size} bytes", path.display())]
+    Create { path: PathBuf, size: u64, source: io::Error },
+}
+
+impl From<OpenError> for PluginError {
+    fn from(error: OpenError) -> PluginError {
+        let code = match error {
+            OpenError::Missing { .. } | OpenError::Kind { .. } | OpenError::Empty { .. } => {
+                ErrorCode::Unavailable
+            }
+            OpenError::InUse { .. } => ErrorCode::Refused,
+            OpenError::Open { .. } | OpenError::Create { .. } => ErrorCode::Io,
+        };
+        PluginError::new(code, error)
+    }
+}
+
+/// Why the image could not be read or written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ImageError {
+    #[error("Reading {len} bytes at {offset} of image {} failed", path.display())]
+    Read { path: PathBuf, offset: u64, len: u64, source: Arc<io::Error> },
+    #[error("Writing {len} bytes at {offset} of image {} failed", path.display())]
+    Write { path: PathBuf, offset: u64, len: u64, source: Arc<io::Error> },
+    #[error("Image {} could not be brought to stable storage", path.display())]
+    Sync { path: PathBuf, source: Arc<io::Error> },
+    #[error("Image {} could not be brought to stable storage before, so some of its writes may be lost. Check the \
+        disk under it", path.display())]
+    SyncFailedBefore { path: PathBuf },
+}
+
+impl From<ImageError> for PluginError {
+    fn from(error: ImageError) -> PluginError {
+        let code = match &error {
+            ImageError::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                ErrorCode::Limit
+            }
+            _ => ErrorCode::Io,
+        };
+        PluginError::new(code, error)
+    }
+}
+
+/// What is at a position, up to where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Nothing is allocated; reads as zero.
+    Hole { end: u64 },
+    /// May hold something else.
+    Data { end: u64 },
+}
+
+/// An open image, locked against every other process.
+pub(crate) struct Image {
+    file: File,
+    path: PathBuf,
+    size: u64,
+    /// Whether something was written since the last sync began.
+    unsynced: AtomicBool,
+    /// Held while syncing: whoever finds nothing to sync must know that it has been synced, not that it is being.
+    /// `true` once a sync has failed: the kernel then forgets which writes were lost, and a later sync succeeds.
+    sync_failed: Mutex<bool>,
+}
+
+impl Image {
+    /// Opens and locks an existing image.
+    pub(crate) fn open(path: &Path) -> Result<Image, OpenError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => OpenError::Missing { path: path.to_owned() },
+            io::ErrorKind::ResourceBusy => OpenError::InUse { path: path.to_owned(), holder: None },
+            _ => OpenError::Open { path: path.to_owned(), source },
+        };
+        let kind = fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(OpenError::Kind { path: path.to_owned() });
+        }
+        // On a device, EXCL keeps off what a file system or a volume manager has taken.
+        let flags = if kind.is_block_device() { OFlags::EXCL } else { OFlags::empty() };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)
+            .map_err(failed)?;
+        lock_file(&file, path)?;
+        let size = (&file).seek(SeekFrom::End(0)).map_err(failed)?;
+        if size == 0 {
+            return Err(OpenError::Empty { path: path.to_owned() });
+        }
+        Ok(Image::new(file, path, size))
+    }
+
+    /// Creates and locks a sparse file.
+    pub(crate) fn create(path: &Path, size: u64) -> Result<Image, OpenError> {
+        let failed = |source| OpenError::Create { path: path.to_owned(), size, source };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(failed)?;
+        lock_file(&file, path)?;
+        if let Err(error) = file.set_len(size) {
+            // An empty file would be refused next time, for its size.
+            let _ = fs::remove_file(path);
+            return Err(failed(error));
+        }
+        Ok(Image::new(file, path, size))
+    }
+
+    fn new(file: File, path: &Path, size: u64) -> Image {
+        let (unsynced, sync_failed) = (AtomicBool::new(true), Mutex::new(false));
+        Image { file, path: path.to_owned(), size, unsynced, sync_failed }
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        self.file.read_exact_at(buf, offset).map_err(|e| ImageError::Read {
+            path: self.path.clone(),
+            offset,
+            len: buf.len() as u64,
+            source: Arc::new(e),
+        })
+    }
+
+    /// Writes `data`; with `sync` it is on stable storage on return.
+    pub(crate) fn write(&self, offset: u64, data: &[u8], sync: bool) -> Result<(), ImageError> {
+        let done = if sync {
+            self.write_synced(offset, data)
+        } else {
+            self.unsynced.store(true, Ordering::SeqCst);
+            self.file.write_all_at(data, offset)
+        };
+        done.map_err(|e| self.write_error(offset, data.len() as u64, e))
+    }
+
+    fn write_synced(&self, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            match pwritev2(&self.file, &[IoSlice::new(data)], offset, ReadWriteFlags::DSYNC) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    offset += n as u64;
+                    data = &data[n..];
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a range zero; without `unmap` its space stays allocated.
+    pub(crate) fn zero(&self, offset: u64, len: u64, unmap: bool) -> Result<(), ImageError> {
+        self.unsynced.store(true, Ordering::SeqCst);
+        self.zero_range(offset, len, unmap).map_err(|e| self.write_error(offset, len, e))
+    }
+
+    fn zero_range(&self, mut offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let punch = unmap.then_some(FallocateFlags::PUNCH_HOLE);
+        for mode in punch.into_iter().chain([FallocateFlags::ZERO_RANGE]) {
+            loop {
+                match fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, len) {
+                    Ok(()) => return Ok(()),
+                    Err(Errno::INTR) => {}
+                    // INVAL: a device that wants whole blocks.
+                    Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => break,
+                    Err(e) => return Err(e.into()),
+                }
+            }
+        }
+        let end = offset + len;
+        while offset < end {
+            let piece = (end - offset).min(ZEROES.len() as u64);
+            self.file.write_all_at(&ZEROES[..piece as usize], offset)?;
+            offset += piece;
+        }
+        Ok(())
+    }
+
+    fn write_error(&self, offset: u64, len: u64, error: io::Error) -> ImageError {
+        ImageError::Write { path: self.path.clone(), offset, len, source: Arc::new(error) }
+    }
+
+    /// Brings everything written so far to stable storage. After a failure every later call fails as well.
+    pub(crate) fn sync(&self) -> Result<(), ImageError> {
+        let mut failed = lock(&self.sync_failed);
+        if *failed {
+            return Err(ImageError::SyncFailedBefore { path: self.path.clone() });
+        }
+        if !self.unsynced.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
+        fdatasync(&self.file).map_err(|e| {
+            *failed = true;
+            ImageError::Sync { path: self.path.clone(), source: Arc::new(e.into()) }
+        })
+    }
+
+    /// What is at `offset`. One caller at a time: it moves the file's position.
+    pub(crate) fn extent(&self, offset: u64) -> Result<Extent, ImageError> {
+        let failed = |e: Errno| ImageError::Read {
+            path: self.path.clone(),
+            offset,
+            len: self.size - offset,
+            source: Arc::new(e.into()),
+        };
+        match seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) if data > offset => Ok(Extent::Hole { end: data.min(self.size) }),
+            Ok(_) => {
+                let end = seek(&self.file, rustix::fs::SeekFrom::Hole(offset)).map_err(failed)?;
+                Ok(Extent::Data { end: end.min(self.size) })
+            }
+            Err(Errno::NXIO) => Ok(Extent::Hole { end: self.size }),
+            // Block devices cannot tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Extent::Data { end: self.size }),
+            Err(e) => Err(failed(e)),
+        }
+    }
+}
+
+/// The lock belongs to the open file: it ends with the process, however that ends.
+fn lock_file(file: &File, path: &Path) -> Result<(), OpenError> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::AGAIN) => Err(OpenError::InUse { path: path.to_owned(), holder: holder(file) }),
+        Err(e) => Err(OpenError::Open { path: path.to_owned(), source: e.into() }),
+    }
+}
+
+/// The process that holds the lock, where the kernel tells.
+fn holder(file: &File) -> Option<u32> {
+    let meta = file.metadata().ok()?;
+    let file = format!("{:02x}:{:02x}:{}", major(meta.dev()), minor(meta.dev()), meta.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let ours = fields.get(1) == Some(&"FLOCK") && fields.get(5) == Some(&file.as_str());
+        ours.then(|| fields[4].parse().ok().filter(|&p| p != 0)).flatten()
+    })
+}
+
+#[cfg(test)]
+impl Image {
+    /// An image whose writes fail.
+    pub(crate) fn broken(path: &Path) -> Image {
+        let file = File::open(path).unwrap();
+        let size = file.metadata().unwrap().len();
+        Image::new(file, path, size)
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        !self.unsynced.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_opened_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.img");
+        let image = Image::create(&path, 1 << 20).unwrap();
+        let Err(error) = Image::open(&path) else { panic!("opened twice") };
+        assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+        drop(image);
+        assert_eq!(Image::open(&path).unwrap().size(), 1 << 20);
+    }
+
+    #[test]
+    fn what_is_no_image_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Image::open(&dir.path().join("none")), Err(OpenError::Missing { .. })));
+        assert!(matches!(Image::open(dir.path()), Err(OpenError::Kind { .. })));
+        File::create(dir.path().join("empty")).unwrap();
+        assert!(matches!(Image::open(&dir.path().join("empty")), Err(OpenError::Empty { .. })));
+        assert!(matches!(Image::create(&dir.path().join("no/dir"), 1), Err(OpenError::Create { .. })));
+    }
+
+    #[test]
+    fn zeroes_keep_or_give_back_the_space() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.img");
+        let image = Image::create(&path, 1 << 20).unwrap();
+        assert_eq!(image.extent(0).unwrap(), Extent::Hole { end: 1 << 20 });
+        image.write(0, &[7; 1 << 20], false).unwrap();
+        image.write(100, &[9; 10], true).unwrap();
+        assert_eq!(image.extent(0).unwrap(), Extent::Data { end: 1 << 20 });
+        let blocks = || fs::metadata(&path).unwrap().blocks();
+        image.sync().unwrap();
+        let before = blocks();
+        image.zero(100_001, 300_000, false).unwrap();
+        assert_eq!(blocks(), before);
+        image.zero(500_001, 300_000, true).unwrap();
+        assert!(blocks() < before);
+        image.sync().unwrap();
+        let mut expected = vec![7; 1 << 20];
+        expected[100..110].fill(9);
+        expected[100_001..400_001].fill(0);
+        expected[500_001..800_001].fill(0);
+        let mut got = vec![1; 1 << 20];
+        image.read(0, &mut got).unwrap();
+        assert!(got == expected);
+        assert!(image.read(1, &mut got).is_err(), "past the end");
+    }
+}

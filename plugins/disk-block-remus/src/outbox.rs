@@ -1,0 +1,365 @@
+//! What is on its way to the standby: a queue bounded in bytes, and the thread that empties it into the channel.
+//!
+//! Invariants:
+//! - The queue's order is the channel's. Whoever changes the image holds the lock of the range it changes from before
+//!   the change until the change is queued, so overlapping changes have the same order in the image, in the queue and
+//!   on the standby; changes that do not overlap commute.
+//! - The queue's lock is never held across I/O. `seal` takes this lock alone, so it waits for nobody.
+//! - A change waits for room before it is made, except from `pausing` until `seal`: the hypervisor waits for the
+//!   guest's requests then, and they must not wait for the network. What they take beyond the limit is bounded by
+//!   the requests that a guest can have under way.
+//! - A flush (or FUA) that comes between `pausing` and `seal` is answered at once and made good before the barrier of
+//!   that epoch is sent. So no epoch commits whose flushes are not on stable storage of this side, and the world
+//!   cannot see anything that the guest said after such a flush before that.
+//! - Once the queue has ended, nobody waits for it any more.
+
+use crate::image::Image;
+use crate::wire::{Change, Tally, describe, kind};
+use crate::{lock, wait_while};
+use aventine_api::{Epoch, ErrorCode, Host, MAX_RECORD, PluginError, RecordHead, RecordTx};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+/// What a queued change takes in memory beside its data.
+const CHANGE_COST: usize = 64;
+/// Most changes in a record: two parts each, well under what one system call takes.
+const MAX_CHANGES: usize = 256;
+
+/// Why an epoch could not be sealed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SealError {
+    #[error("Epoch {0} cannot be sealed: the disk is not replicated any more")]
+    Ended(Epoch, ErrorCode),
+    #[error("Epoch {0} cannot be sealed: the initial copy of the disk is not complete")]
+    Copying(Epoch),
+}
+
+impl From<SealError> for PluginError {
+    fn from(error: SealError) -> PluginError {
+        let code = match &error {
+            SealError::Ended(_, code) => *code,
+            SealError::Copying(_) => ErrorCode::Refused,
+        };
+        PluginError::new(code, error)
+    }
+}
+
+/// How a queued change came about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The guest made it.
+    Guest,
+    /// The initial copy: leaves most of the queue to the guest.
+    Copy,
+}
+
+/// The queue.
+pub(crate) struct Outbox {
+    state: Mutex<State>,
+    /// Something was queued, or the queue has ended.
+    work: Condvar,
+    /// Something was sent, a pause is near, or the queue has ended.
+    room: Condvar,
+    /// Bytes above which changes wait, and above which the open epoch should end.
+    limit: usize,
+    host: Arc<dyn Host>,
+    /// Taken away when the disk is dropped.
+    image: Mutex<Option<Arc<Image>>>,
+    sent: AtomicU64,
+    copied: AtomicU64,
+}
+
+struct State {
+    items: VecDeque<Item>,
+    /// Bytes reserved, queued or being sent.
+    bytes: usize,
+    /// The epoch of what is queued now.
+    open: Epoch,
+    sealed: Epoch,
+    open_bytes: usize,
+    asked: bool,
+    copy_queued: bool,
+    pausing: bool,
+    /// A flush was answered that has not been made good.
+    owed: bool,
+    ended: Option<ErrorCode>,
+}
+
+enum Item {
+    Change { epoch: Epoch, change: Change, covers: u64 },
+    Note(Note),
+}
+
+impl Item {
+    /// Whether it goes into a record of `epoch` that has room for `room` bytes.
+    fn joins(&self, epoch: Epoch, room: usize) -> bool {
+        matches!(self, Item::Change { epoch: of, change, .. } if *of == epoch && change.len() <= room)
+    }
+}
+
+/// A record that stands alone.
+enum Note {
+    Describe { size: u64 },
+    Copied { covers: u64 },
+    Barrier { epoch: Epoch, owed: bool },
+}
+
+/// What is sent as one record.
+enum Batch {
+    Changes { epoch: Epoch, changes: Vec<Change>, covers: u64 },
+    Note(Note),
+}
+
+impl Outbox {
+    pub(crate) fn new(image: Arc<Image>, limit: usize, host: Arc<dyn Host>) -> Outbox {
+        let state = State {
+            items: VecDeque::from([Item::Note(Note::Describe { size: image.size() })]),
+            bytes: 0,
+            open: Epoch::COPY,
+            sealed: Epoch::COPY,
+            open_bytes: 0,
+            asked: false,
+            copy_queued: false,
+            pausing: false,
+            owed: false,
+            ended: None,
+        };
+        Outbox {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            limit,
+            host,
+            image: Mutex::new(Some(image)),
+            sent: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
+        }
+    }
+
+    /// What `changes` changes with `data` bytes in all take of the queue.
+    pub(crate) fn cost(changes: usize, data: usize) -> usize {
+        changes * CHANGE_COST + data
+    }
+
+    /// Waits for room and takes it. `false`: nothing is replicated any more, go on without. The caller holds the lock
+    /// of the range that it is about to change, and hands the change to [`Outbox::push`].
+    pub(crate) fn reserve(&self, bytes: usize, origin: Origin) -> bool {
+        let limit = if origin == Origin::Guest { self.limit } else { self.limit / 4 };
+        let full = |s: &mut State| {
+            let hurried = s.pausing && origin == Origin::Guest;
+            s.ended.is_none() && !hurried && s.bytes >= limit
+        };
+        let mut state = wait_while(&self.room, lock(&self.state), full);
+        state.bytes += bytes;
+        state.ended.is_none()
+    }
+
+    /// Queues changes that the image has by now and that take at most the `reserved` bytes. `covers`: bytes of the
+    /// image that the initial copy is further on.
+    pub(crate) fn push(&self, changes: Vec<Change>, reserved: usize, covers: u64) {
+        let bytes: usize = changes.iter().map(|c| Outbox::cost(1, c.data.len())).sum();
+        let ask = {
+            let mut state = lock(&self.state);
+            if state.ended.is_some() {
+                return;
+            }
+            let (epoch, mut covers) = (state.open, covers);
+            for change in changes {
+                state.items.push_back(Item::Change { epoch, change, covers: std::mem::take(&mut covers) });
+            }
+            state.bytes = (state.bytes + bytes).saturating_sub(reserved);
+            state.open_bytes += bytes;
+            let ask = epoch != Epoch::COPY && !state.asked && state.open_bytes > self.limit;
+            state.asked |= ask;
+            ask
+        };
+        self.work.notify_one();
+        if ask {
+            self.host.request_epoch();
+        }
+    }
+
+    /// The initial copy is queued as a whole; `covers` as in [`Outbox::push`].
+    pub(crate) fn push_copied(&self, covers: u64) {
+        let mut state = lock(&self.state);
+        if state.ended.is_none() {
+            state.copy_queued = true;
+            state.items.push_back(Item::Note(Note::Copied { covers }));
+            self.work.notify_one();
+        }
+    }
+
+    /// The guest is about to be paused: lets go whoever waits for room.
+    pub(crate) fn pausing(&self) {
+        lock(&self.state).pausing = true;
+        self.room.notify_all();
+    }
+
+    /// Whether a flush need not be carried out now, because the epoch that is being sealed will make it good.
+    pub(crate) fn takes_over_flush(&self) -> bool {
+        let mut state = lock(&self.state);
+        let takes = state.pausing && state.ended.is_none();
+        state.owed |= takes;
+        takes
+    }
+
+    /// Ends the open epoch as `epoch`. Never waits.
+    pub(crate) fn seal(&self, epoch: Epoch) -> Result<(), SealError> {
+        let mut state = lock(&self.state);
+        if let Some(code) = state.ended {
+            return Err(SealError::Ended(epoch, code));
+        }
+        if epoch <= state.sealed {
+            return Ok(());
+        }
+        if !state.copy_queued {
+            return Err(SealError::Copying(epoch));
+        }
+        let owed = std::mem::take(&mut state.owed);
+        state.items.push_back(Item::Note(Note::Barrier { epoch, owed }));
+        state.sealed = epoch;
+        state.open = epoch.next();
+        state.open_bytes = 0;
+        state.asked = false;
+        state.pausing = false;
+        drop(state);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// Ends replication: whoever waits goes on, what is queued is forgotten. Answers whether it had not ended before.
+    pub(crate) fn end(&self, code: ErrorCode) -> bool {
+        let mut state = lock(&self.state);
+        if state.ended.is_some() {
+            return false;
+        }
+        state.ended = Some(code);
+        state.pausing = false;
+        state.items.clear();
+        state.bytes = 0;
+        drop(state);
+        self.work.notify_all();
+        self.room.notify_all();
+        true
+    }
+
+    /// Ends replication because of `error`, and says so once.
+    pub(crate) fn fail(&self, error: PluginError) {
+        if self.end(error.code()) {
+            self.host.failed(error);
+        }
+    }
+
+    /// Takes the image away from the sending thread, once it does not use it, and makes good what is owed.
+    pub(crate) fn release_image(&self) -> Result<(), PluginError> {
+        let image = lock(&self.image).take();
+        let owed = std::mem::take(&mut lock(&self.state).owed);
+        match image {
+            Some(image) if owed => Ok(image.sync()?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes of the initial copy that have been sent.
+    pub(crate) fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
+    }
+
+    /// Payload bytes sent.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// The sending thread: until the queue or the channel ends.
+    pub(crate) fn run(&self, mut tx: Box<dyn RecordTx>) {
+        let mut tally = Tally::default();
+        while let Some(batch) = self.next() {
+            if let Err(error) = self.send(&batch, &mut *tx, &mut tally) {
+                self.fail(error);
+                break;
+            }
+            self.finish(batch);
+        }
+        if let Err(error) = self.sync_owed() {
+            self.host.failed(error);
+        }
+    }
+
+    /// Replication has ended: a flush that the next barrier would have made good has no barrier any more.
+    fn sync_owed(&self) -> Result<(), PluginError> {
+        let owed = std::mem::take(&mut lock(&self.state).owed);
+        if owed { self.sync() } else { Ok(()) }
+    }
+
+    fn sync(&self) -> Result<(), PluginError> {
+        // The image stays locked up meanwhile: it is not taken away under the sync.
+        lock(&self.image).as_ref().map_or(Ok(()), |image| Ok(image.sync()?))
+    }
+
+    /// Waits for the next record.
+    fn next(&self) -> Option<Batch> {
+        let idle = |s: &mut State| s.items.is_empty() && s.ended.is_none();
+        let items = &mut wait_while(&self.work, lock(&self.state), idle).items;
+        let (epoch, change, mut covers) = match items.pop_front()? {
+            Item::Note(note) => return Some(Batch::Note(note)),
+            Item::Change { epoch, change, covers } => (epoch, change, covers),
+        };
+        let mut bytes = change.len();
+        let mut changes = vec![change];
+        while changes.len() < MAX_CHANGES && items.front().is_some_and(|i| i.joins(epoch, MAX_RECORD - bytes))
+        {
+            if let Some(Item::Change { change, covers: more, .. }) = items.pop_front() {
+                bytes += change.len();
+                covers += more;
+                changes.push(change);
+            }
+        }
+        Some(Batch::Changes { epoch, changes, covers })
+    }
+
+    fn send(&self, batch: &Batch, tx: &mut dyn RecordTx, tally: &mut Tally) -> Result<(), PluginError> {
+        match batch {
+            Batch::Changes { epoch, changes, .. } => {
+                let mut parts = Vec::with_capacity(changes.len() * 2);
+                for change in changes {
+                    tally.add(change);
+                    parts.extend([&change.head[..], &change.data[..]]);
+                }
+                parts.retain(|p| !p.is_empty());
+                tx.send(RecordHead { epoch: *epoch, kind: kind::CHANGES }, &parts)
+            }
+            Batch::Note(Note::Barrier { epoch, owed }) => {
+                if *owed {
+                    self.sync()?;
+                }
+                let summary = tally.finish().encode();
+                tx.send(RecordHead { epoch: *epoch, kind: kind::BARRIER }, &[&summary])
+            }
+            Batch::Note(Note::Describe { size }) => {
+                tx.send(RecordHead { epoch: Epoch::COPY, kind: kind::DESCRIBE }, &[&describe(*size)])
+            }
+            Batch::Note(Note::Copied { .. }) => {
+                tx.send(RecordHead { epoch: Epoch::COPY, kind: kind::COPIED }, &[])
+            }
+        }
+    }
+
+    /// Gives back the room of what was sent. The batch's memory is freed here, outside the lock.
+    fn finish(&self, batch: Batch) {
+        let (changes, covers) = match batch {
+            Batch::Changes { changes, covers, .. } => (changes, covers),
+            Batch::Note(Note::Copied { covers }) => (Vec::new(), covers),
+            Batch::Note(_) => return,
+        };
+        let cost: usize = changes.iter().map(|c| Outbox::cost(1, c.data.len())).sum();
+        let payload: usize = changes.iter().map(Change::len).sum();
+        self.sent.fetch_add(payload as u64, Ordering::Relaxed);
+        self.copied.fetch_add(covers, Ordering::Relaxed);
+        {
+            let mut state = lock(&self.state);
+            state.bytes = state.bytes.saturating_sub(cost);
+        }
+        self.room.notify_all();
+    }
+}

@@ -1,0 +1,299 @@
+//! The standby: takes records as they come, keeps each epoch's until it is committed, and applies them in order.
+//!
+//! ```text
+//!  Describe ─► copying: changes go into the image as they come ─► Copied ─► Barrier(1) ─┐
+//!                  ┌────────────────────────────────────────────────────────────────────┘
+//!                  ▼
+//!             open epoch: changes are kept ─► Barrier(n), checked ─► staged ─► committed ─► applied
+//! ```
+//! Invariants:
+//! - From the first barrier on, the image changes only in [`Staging::apply`], by whole records of committed epochs,
+//!   in the order of their arrival. Applying an epoch again gives the same image.
+//! - Memory: above half of the limit the reader waits while a complete epoch is there that will be applied; that needs
+//!   nothing more from this channel. It never waits in the middle of the only epoch, because its barrier may be what
+//!   everybody waits for. An epoch that alone passes the limit is an error. The primary asks for the end of an epoch
+//!   at a quarter of the limit and holds back a quarter more, so that this takes a wrong configuration.
+//! - Once the reader has been stopped it does not touch the image any more, though it may still wait in the channel.
+
+use crate::image::{Image, ImageError};
+use crate::marker::{Mark, Marker};
+use crate::wire::{Arrived, RecordError, Summary, Tally, changes, kind};
+use crate::{lock, wait_while};
+use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex};
+
+/// What a kept record takes in memory beside its payload.
+const RECORD_COST: usize = 64;
+
+/// Why the primary cannot be followed any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FollowError {
+    #[error("The disk's channel carries what does not make sense")]
+    Record(#[from] RecordError),
+    #[error("An epoch has more than {limit} bytes of disk writes. Raise `buffer` of this disk on both hosts")]
+    TooLarge { limit: usize },
+    #[error("Applying the primary's image failed")]
+    Image(#[from] ImageError),
+    #[error("Note {} could not be written", path.display())]
+    Marker { path: PathBuf, source: io::Error },
+}
+
+impl From<FollowError> for PluginError {
+    fn from(error: FollowError) -> PluginError {
+        let code = match &error {
+            FollowError::Record(_) => ErrorCode::Corrupt,
+            FollowError::TooLarge { .. } => ErrorCode::Limit,
+            FollowError::Image(e) => PluginError::from(e.clone()).code(),
+            FollowError::Marker { .. } => ErrorCode::Io,
+        };
+        PluginError::new(code, error)
+    }
+}
+
+/// Why an epoch could not be committed, applied or taken over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EpochError {
+    #[error("Epoch {epoch} cannot be committed: the disk is complete up to epoch {staged} only")]
+    NotStaged { epoch: Epoch, staged: Epoch },
+    #[error("Epoch {epoch} could not be applied; the image is between two epochs")]
+    Apply { epoch: Epoch, source: Box<FollowError> },
+    #[error("The image is between epochs {} and {epoch}, because applying {epoch} failed", epoch.previous())]
+    HalfApplied { epoch: Epoch },
+    #[error("Nothing can be taken over: no epoch of the disk is committed")]
+    NothingCommitted,
+    #[error(
+        "Epoch {epoch} cannot be taken over: the image is at {applied}, and {committed} is the last one committed"
+    )]
+    OutOfReach { epoch: Epoch, applied: Epoch, committed: Epoch },
+}
+
+impl From<EpochError> for PluginError {
+    fn from(error: EpochError) -> PluginError {
+        let code = if matches!(error, EpochError::Apply { .. }) { ErrorCode::Io } else { ErrorCode::Refused };
+        PluginError::new(code, error)
+    }
+}
+
+/// What has arrived and is not applied.
+pub(crate) struct Staging {
+    state: Mutex<State>,
+    /// Something was applied, or the reader is to stop.
+    room: Condvar,
+    /// The reader's access to the image; taken away when it is stopped.
+    image: Mutex<Option<Arc<Image>>>,
+    size: u64,
+    limit: usize,
+    host: Arc<dyn Host>,
+    marker: Marker,
+}
+
+#[derive(Default)]
+struct State {
+    stopped: bool,
+    copied: bool,
+    /// Records of the epoch whose barrier has not come.
+    open: Records,
+    /// Complete epochs that are not applied, ascending.
+    epochs: VecDeque<(Epoch, Arc<Records>)>,
+    staged: Epoch,
+    committed: Epoch,
+    applied: Epoch,
+    /// The epoch whose application failed.
+    half: Option<Epoch>,
+    /// Bytes of all of the above.
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Records {
+    payloads: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Staging {
+    pub(crate) fn new(image: Arc<Image>, limit: usize, host: Arc<dyn Host>, marker: Marker) -> Staging {
+        let size = image.size();
+        let (state, room) = (Mutex::default(), Condvar::new());
+        Staging { state, room, image: Mutex::new(Some(image)), size, limit, host, marker }
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> u64 {
+        lock(&self.state).bytes as u64
+    }
+
+    pub(crate) fn commit(&self, epoch: Epoch) -> Result<(), EpochError> {
+        let mut state = lock(&self.state);
+        if epoch > state.staged {
+            return Err(EpochError::NotStaged { epoch, staged: state.staged });
+        }
+        state.committed = state.committed.max(epoch);
+        Ok(())
+    }
+
+    /// Applies what is committed, up to `epoch`. An epoch stays until all of it is in the image.
+    pub(crate) fn apply(&self, epoch: Epoch, image: &Image) -> Result<(), EpochError> {
+        while let Some((of, records)) = self.due(epoch) {
+            if let Err(source) = records.payloads.iter().try_for_each(|p| self.carry_out(p, image)) {
+                lock(&self.state).half = Some(of);
+                return Err(EpochError::Apply { epoch: of, source: Box::new(source) });
+            }
+            let mut state = lock(&self.state);
+            state.epochs.pop_front();
+            state.applied = of;
+            state.half = None;
+            state.bytes -= records.bytes;
+            drop(state);
+            self.room.notify_all();
+        }
+        Ok(())
+    }
+
+    fn due(&self, epoch: Epoch) -> Option<(Epoch, Arc<Records>)> {
+        let state = lock(&self.state);
+        let (of, records) = state.epochs.front()?;
+        (*of <= epoch.min(state.committed)).then(|| (*of, Arc::clone(records)))
+    }
+
+    fn carry_out(&self, payload: &[u8], image: &Image) -> Result<(), FollowError> {
+        for change in changes(payload, self.size) {
+            match change? {
+                Arrived::Write { offset, data } => image.write(offset, data, false)?,
+                Arrived::Zero { offset, len, unmap } => image.zero(offset, len, unmap)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `epoch` can be taken over, and if so, forgets everything after it.
+    pub(crate) fn cut(&self, epoch: Epoch) -> Result<(), EpochError> {
+        {
+            let mut state = lock(&self.state);
+            let (applied, committed) = (state.applied, state.committed);
+            if let Some(epoch) = state.half {
+                return Err(EpochError::HalfApplied { epoch });
+            }
+            if committed == Epoch::COPY {
+                return Err(EpochError::NothingCommitted);
+            }
+            if !(applied..=committed).contains(&epoch) {
+                return Err(EpochError::OutOfReach { epoch, applied, committed });
+            }
+            state.committed = epoch;
+            state.epochs.retain(|(of, _)| *of <= epoch);
+            state.open = Records::default();
+            state.bytes = state.epochs.iter().map(|(_, r)| r.bytes).sum();
+        }
+        self.stop();
+        Ok(())
+    }
+
+    /// Stops the reader; on return it will not touch the image again.
+    pub(crate) fn stop(&self) {
+        lock(&self.state).stopped = true;
+        self.room.notify_all();
+        // Waits for the record that is being applied, if any.
+        lock(&self.image).take();
+    }
+
+    /// The reading thread: until the channel ends, something does not make sense, or it is stopped.
+    pub(crate) fn run(&self, mut rx: Box<dyn RecordRx>) {
+        let mut tally = Tally::default();
+        let error = loop {
+            if !self.wait_for_room() {
+                return;
+            }
+            let mut payload = Vec::new();
+            match rx.recv(&mut payload) {
+                Err(error) => break error,
+                Ok(head) => {
+                    if let Err(error) = self.take(head, payload, &mut tally) {
+                        break error.into();
+                    }
+                }
+            }
+        };
+        if !lock(&self.state).stopped {
+            self.host.failed(error);
+        }
+    }
+
+    /// `false`: the reader is to stop.
+    fn wait_for_room(&self) -> bool {
+        let full = |s: &mut State| !s.stopped && s.bytes > self.limit / 2 && !s.epochs.is_empty();
+        !wait_while(&self.room, lock(&self.state), full).stopped
+    }
+
+    fn take(&self, head: RecordHead, payload: Vec<u8>, tally: &mut Tally) -> Result<(), FollowError> {
+        let RecordHead { epoch, kind } = head;
+        let unexpected = || FollowError::Record(RecordError::Unexpected { kind, epoch });
+        let (staged, copied) = {
+            let state = lock(&self.state);
+            (state.staged, state.copied)
+        };
+        let copying = staged == Epoch::COPY;
+        let open = if copying { Epoch::COPY } else { staged.next() };
+        match kind {
+            kind::CHANGES if epoch == open => {
+                tally.add_record(&payload, self.size)?;
+                if copying { self.apply_copy(&payload) } else { self.keep(payload) }
+            }
+            kind::COPIED if copying && !copied => {
+                // Under the image's lock: not once the reader has been stopped.
+                if lock(&self.image).is_some() {
+                    let failed = |source| FollowError::Marker { path: self.marker.path().to_owned(), source };
+                    self.marker.write(Mark::Following).map_err(failed)?;
+                }
+                lock(&self.state).copied = true;
+                Ok(())
+            }
+            kind::BARRIER if copied && epoch >= open.max(Epoch::FIRST) => {
+                let (sent, got) = (Summary::parse(&payload)?, tally.finish());
+                if sent != got {
+                    return Err(RecordError::Summary { epoch, sent, got }.into());
+                }
+                self.close(epoch);
+                Ok(())
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn apply_copy(&self, payload: &[u8]) -> Result<(), FollowError> {
+        match &*lock(&self.image) {
+            Some(image) => self.carry_out(payload, image),
+            None => Ok(()),
+        }
+    }
+
+    fn keep(&self, payload: Vec<u8>) -> Result<(), FollowError> {
+        let bytes = payload.capacity() + RECORD_COST;
+        let mut state = lock(&self.state);
+        if state.stopped {
+            return Ok(());
+        }
+        if state.open.bytes + bytes > self.limit {
+            return Err(FollowError::TooLarge { limit: self.limit });
+        }
+        state.open.payloads.push(payload);
+        state.open.bytes += bytes;
+        state.bytes += bytes;
+        Ok(())
+    }
+
+    /// The open epoch is complete.
+    fn close(&self, epoch: Epoch) {
+        let mut state = lock(&self.state);
+        if state.stopped {
+            return;
+        }
+        let records = Arc::new(std::mem::take(&mut state.open));
+        state.epochs.push_back((epoch, records));
+        state.staged = epoch;
+        drop(state);
+        self.host.staged(epoch);
+    }
+}

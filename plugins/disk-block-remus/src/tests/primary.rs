@@ -1,0 +1,235 @@
+use super::*;
+use aventine_api::Disengage;
+use std::thread;
+
+#[test]
+fn writes_of_any_size_and_overlap_arrive_in_order() {
+    let mut pair = Pair::armed(&pattern(12 * MIB, 1), 64 * MIB);
+    // More than 4 KiB, more than a record, unaligned, over each other, within an epoch and from one to the next.
+    pair.block.write(12_345, &pattern(9 * MIB, 2), false).unwrap();
+    pair.block.write(4096, &pattern(20_000, 3), false).unwrap();
+    pair.block.write(5000, &pattern(3, 4), true).unwrap();
+    pair.block.write(4999, &pattern(2, 5), false).unwrap();
+    pair.seal(2);
+    pair.block.write(4990, &pattern(20, 6), false).unwrap();
+    pair.block.trim(6 * MIB as u64 + 1, 3 * MIB as u64).unwrap();
+    pair.block.write_zeroes(4995, 10, false, true).unwrap();
+    pair.block.write(7 * MIB as u64, &pattern(100, 7), false).unwrap();
+    pair.seal(3);
+    for epoch in [2, 3] {
+        pair.await_staged(epoch);
+        pair.commit(epoch);
+        pair.standby.disk.apply(Epoch(epoch)).unwrap();
+    }
+    pair.assert_same();
+    let stats = pair.primary.disk.stats();
+    assert!(stats.written_bytes > 9 * MIB as u64);
+    assert!(stats.replicated_bytes > stats.written_bytes);
+    assert_eq!(pair.standby.disk.stats().buffered_bytes, 0);
+}
+
+#[test]
+fn concurrent_overlapping_writes_end_the_same_on_both_sides() {
+    let mut pair = Pair::copying(&pattern(2 * MIB, 1), 64 * MIB);
+    let mut epoch = 0;
+    let mut round = |pair: &mut Pair, seed: u8| {
+        thread::scope(|s| {
+            for writer in 0..4_u8 {
+                let block = &pair.block;
+                s.spawn(move || {
+                    for i in 0..200_u64 {
+                        let fill = [seed ^ writer << 6 ^ i as u8; 9000];
+                        let at = (i * 7919 + u64::from(writer) * 300) % 40_000;
+                        block.write(at, &fill[..1 + (i as usize * 131) % 9000], false).unwrap();
+                        if i % 50 == 7 {
+                            block.write_zeroes(at, 5000, i % 100 == 7, false).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        pair.finish_copy();
+        epoch += 1;
+        pair.epoch(epoch);
+        pair.assert_same();
+    };
+    (0..5).for_each(|seed| round(&mut pair, seed));
+}
+
+#[test]
+fn the_copy_is_live() {
+    // A narrow channel keeps the copy going while the guest writes.
+    let mut pair = Pair::copying(&pattern(16 * MIB, 1), 2 * MIB);
+    for i in 0..300_u64 {
+        pair.block.write((i * 524_287) % (15 * MIB as u64), &pattern(30_000, i as u8), false).unwrap();
+    }
+    pair.finish_copy();
+    pair.epoch(1);
+    pair.assert_same();
+    pair.primary.assert_silent();
+}
+
+#[test]
+fn no_epoch_is_sealed_before_the_copy_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(PRIMARY), pattern(8 * MIB, 1)).unwrap();
+    let mut primary = Half::open(dir.path(), Side::Primary, PRIMARY, 4 * MIB).unwrap();
+    let wire = Arc::new(Wire::default());
+    wire.change(|s| s.capacity = 1);
+    primary.disk.replicate(Box::new(End(wire.clone()))).unwrap();
+    wire.wait(|s| s.records.len() == 1);
+    let error = primary.disk.seal(Epoch(1)).unwrap_err();
+    assert!(error.chain().contains("initial copy"), "{}", error.chain());
+    assert!(primary.disk.progress().done < 8 * MIB as u64);
+    wire.cut();
+}
+
+#[test]
+fn sealing_never_waits_for_the_channel() {
+    let mut pair = Pair::armed(&pattern(8 * MIB, 1), 64 * MIB);
+    // The channel is stuck and the queue is full: a write waits.
+    pair.wire.change(|s| s.held = true);
+    let block = Arc::clone(&pair.block);
+    let writer = thread::spawn(move || {
+        for i in 0..10 {
+            block.write(0, &pattern(4 * MIB, i), false).unwrap();
+        }
+    });
+    pair.wire.wait(|s| s.records.len() == s.capacity);
+    assert_eq!(pair.primary.event(), Event::EpochWanted);
+    // The pause is near: the write must end, or the hypervisor would wait for the network.
+    pair.primary.disk.pausing();
+    writer.join().unwrap();
+    assert_eq!(pair.primary.disk.stats().written_bytes, 40 * MIB as u64);
+    pair.primary.disk.seal(Epoch(2)).unwrap();
+    pair.primary.disk.seal(Epoch(2)).unwrap();
+    pair.wire.change(|s| s.held = false);
+    pair.await_staged(2);
+    pair.commit(2);
+    pair.standby.disk.apply(Epoch(2)).unwrap();
+    pair.assert_same();
+}
+
+#[test]
+fn a_full_queue_holds_the_guest_back_until_there_is_room() {
+    let mut pair = Pair::armed(&pattern(8 * MIB, 1), 16 * MIB);
+    pair.wire.change(|s| {
+        s.held = true;
+        s.capacity = 1;
+    });
+    let (done, written) = channel();
+    let block = Arc::clone(&pair.block);
+    let writer = thread::spawn(move || {
+        for i in 0..12 {
+            block.write(0, &pattern(MIB, i), false).unwrap();
+            done.send(i).unwrap();
+        }
+    });
+    assert_eq!(pair.primary.event(), Event::EpochWanted, "above a quarter of the buffer");
+    pair.wire.wait(|s| s.records.len() == 1);
+    // At most a record in the channel, the queue, and one write that found room.
+    assert!(written.try_iter().count() <= 9 && !writer.is_finished());
+    pair.wire.change(|s| s.held = false);
+    writer.join().unwrap();
+    assert_eq!(written.iter().last(), Some(11));
+    pair.epoch(2);
+    pair.assert_same();
+    pair.primary.assert_silent();
+}
+
+#[test]
+fn a_flush_in_the_pause_is_made_good_before_the_epoch_can_commit() {
+    let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
+    let image = Arc::clone(pair.primary.disk.device.image().unwrap());
+    pair.block.write(0, b"data", false).unwrap();
+    assert!(!image.is_synced());
+    pair.block.flush().unwrap();
+    assert!(image.is_synced(), "outside of a pause a flush is carried out");
+
+    for fua in [false, true] {
+        pair.wire.change(|s| {
+            s.held = true;
+            s.capacity = 0;
+        });
+        pair.primary.disk.pausing();
+        pair.block.write_zeroes(0, 100, false, fua).unwrap();
+        if !fua {
+            pair.block.flush().unwrap();
+        }
+        assert!(!image.is_synced(), "inside it is not");
+        let epoch = if fua { 3 } else { 2 };
+        pair.primary.disk.seal(Epoch(epoch)).unwrap();
+        pair.wire.change(|s| {
+            s.held = false;
+            s.capacity = 4;
+        });
+        pair.await_staged(epoch);
+        assert!(image.is_synced(), "the barrier is behind it");
+        pair.block.write(0, b"more", false).unwrap();
+        pair.block.flush().unwrap();
+        assert!(image.is_synced(), "the pause is over");
+    }
+}
+
+#[test]
+fn a_flush_in_a_pause_that_never_seals_is_made_good_all_the_same() {
+    let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
+    let image = Arc::clone(pair.primary.disk.device.image().unwrap());
+    pair.primary.disk.pausing();
+    pair.block.write(0, b"data", false).unwrap();
+    pair.block.flush().unwrap();
+    pair.primary.disk.disengage(Disengage::Owner).unwrap();
+    let start = Instant::now();
+    while !image.is_synced() {
+        assert!(start.elapsed() < LIMIT);
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn fua_reaches_stable_storage() {
+    let pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
+    let image = pair.primary.disk.device.image().unwrap();
+    pair.block.flush().unwrap();
+    pair.block.write(7, &pattern(5000, 2), true).unwrap();
+    assert!(image.is_synced());
+    pair.block.write_zeroes(7, 50, true, true).unwrap();
+    assert!(image.is_synced());
+}
+
+#[test]
+fn the_owner_goes_on_alone_and_the_other_is_shut_out() {
+    let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
+    pair.primary.disk.disengage(Disengage::Owner).unwrap();
+    pair.primary.disk.disengage(Disengage::Owner).unwrap();
+    pair.block.write(0, b"alone", true).unwrap();
+    assert_eq!(pair.primary.read_all()[..5], *b"alone");
+    assert!(pair.primary.disk.seal(Epoch(2)).is_err());
+    pair.primary.assert_silent();
+
+    let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
+    pair.primary.disk.disengage(Disengage::NotOwner).unwrap();
+    let mut byte = [0];
+    let errors = [
+        pair.block.read(0, &mut byte),
+        pair.block.write(0, b"x", false),
+        pair.block.trim(0, 1),
+        pair.block.write_zeroes(0, 1, true, false),
+        pair.block.flush(),
+    ];
+    for error in errors {
+        assert_eq!(error.unwrap_err().code(), ErrorCode::Io);
+    }
+    assert!(pair.image(PRIMARY) == pattern(MIB, 1));
+}
+
+#[test]
+fn requests_past_the_end_are_errors() {
+    let pair = Pair::armed(&[1; 4096], MIB);
+    assert!(pair.block.read(4095, &mut [0; 2]).is_err());
+    assert!(pair.block.write(u64::MAX, b"ab", false).is_err());
+    assert!(pair.block.trim(1, 4096).is_err());
+    pair.block.write(4096, b"", false).unwrap();
+    assert_eq!(pair.block.size(), 4096);
+    assert_eq!(pair.image(PRIMARY).len(), 4096);
+}
