@@ -1,0 +1,6 @@
+//! The plugin against the real QEMU (Debian: qemu-system-x86, qemu-utils), reached as the engine reaches it.
+
+mod lab;
+mod primary;
+mod refusals;
+mod standby;
