@@ -1,9 +1,44 @@
 //! The configuration file: positions, validation, plugin tables.
+//!
+//! One TOML file serves both hosts:
+//!
+//! ```toml
+//! name = "web"             # required; names files, so letters, digits, `.`, `_` and `-`
+//! staging = "256MiB"
+//! heartbeat = "50ms"
+//! detection = "500ms"      # at least three heartbeats
+//!
+//! [guest]                  # required
+//! plugin = "qemu"          # every other key of a plugin's table is the plugin's own
+//!
+//! [[network]]              # any number; `id` is net0, net1, … unless given
+//! [[disk]]                 # any number; disk0, disk1, …
+//! [transport]              # required
+//! [policy]                 # plugin = "fixed" unless given
+//! [codec]                  # plugin = "raw" unless given
+//! [arbiter]                # required
+//! ```
+//!
+//! ```text
+//!  bytes ─► text ─► table with positions ─► top-level keys ─┐
+//!  file.rs          toml                    document.rs     ├─► Config, or every problem found with its place
+//!                                           plugin tables ──┘
+//!                                           plugin.rs: known? its own keys as text ─► PluginEntry::validate
+//! ```
+//! Loading touches nothing but the file: no plugin is made, no address looked up.
 #![forbid(unsafe_code)]
 
-use aventine_api::PluginEntry;
-use std::path::PathBuf;
+mod document;
+mod file;
+mod plugin;
+mod report;
+mod units;
+
+use aventine_api::{Kind, PluginEntry};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use report::{ConfigErrors, Report};
 
 /// One plugin named by the configuration, with its own validated text.
 #[derive(Clone)]
@@ -44,3 +79,33 @@ pub struct Config {
     /// The arbiter.
     pub arbiter: Instance,
 }
+
+impl Config {
+    /// Loads and checks the file at `path`. Blocks for the reading of the file.
+    pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+        Config::parse(&file::read(path)?, path)
+    }
+
+    /// Checks `text` as the contents of the file `path`, which is not touched.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
+        document::read(text, &file::directory(path)).map_err(|problems| {
+            ConfigErrors::Invalid(Report::new(path.display().to_string(), text, problems))
+        })
+    }
+
+    /// Every plugin that the configuration uses, in the order of the kinds.
+    pub fn plugins(&self) -> impl Iterator<Item = (Kind, &Instance)> {
+        std::iter::once((Kind::Guest, &self.guest))
+            .chain(self.networks.iter().map(|i| (Kind::Network, i)))
+            .chain(self.disks.iter().map(|i| (Kind::Disk, i)))
+            .chain([
+                (Kind::Transport, &self.transport),
+                (Kind::Policy, &self.policy),
+                (Kind::Codec, &self.codec),
+                (Kind::Arbiter, &self.arbiter),
+            ])
+    }
+}
+
+#[cfg(test)]
+mod tests;
