@@ -1,2 +1,104 @@
 //! The `aventine` program.
-fn main() {}
+//!
+//! Start reading at [`cli`] (what can be asked of it) and [`run`] (what a running side consists of).
+#![forbid(unsafe_code)]
+
+mod admin;
+mod cli;
+mod exit;
+mod list;
+mod output;
+mod place;
+mod progress;
+mod query;
+mod run;
+mod signals;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use exit::Exit;
+use output::{print, tell, tell_error};
+use std::path::Path;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+// A crate that nothing refers to is left out of the program, and its registration with it.
+use aventine_arbiter_manual as _;
+use aventine_arbiter_shared_file as _;
+use aventine_codec_raw as _;
+use aventine_disk_block_remus as _;
+use aventine_guest_qemu as _;
+use aventine_network_userspace as _;
+use aventine_policy_fixed as _;
+use aventine_transport_tcp as _;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are errors to clap too, with exit code 0. Its own code for the rest means something
+            // else here.
+            let _ = e.print();
+            return if e.exit_code() == 0 { Exit::Done } else { Exit::Usage }.into();
+        }
+    };
+    log_to_stderr();
+    match cli.command {
+        Command::Check { config } => check(&config),
+        Command::Protect(args) => run::protect(&args),
+        Command::Standby(args) => run::standby(&args),
+        Command::Status { which, json } => query::status(&which, json),
+        Command::Stop { which } => query::stop(&which),
+        Command::Plugins { json } => {
+            print(list::plugins(json));
+            Exit::Done
+        }
+        Command::Demo(args) => demo(args),
+    }
+    .into()
+}
+
+fn log_to_stderr() {
+    let wanted = std::env::var("AVENTINE_LOG").or_else(|_| std::env::var("RUST_LOG"));
+    let (filter, bad) = match wanted.as_deref().map(EnvFilter::try_new) {
+        Ok(Ok(filter)) => (Some(filter), None),
+        Ok(Err(e)) => (None, Some(e)),
+        Err(_) => (None, None),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new("warn,aventine=info")))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        // It would be told on stderr, and a stderr that has gone must not end the program.
+        .log_internal_errors(false)
+        .init();
+    if let Some(e) = bad {
+        tracing::warn!("AVENTINE_LOG or RUST_LOG is not a log filter: {e}");
+    }
+}
+
+fn check(path: &Path) -> Exit {
+    match run::load(path) {
+        Ok(config) => {
+            print(format_args!("{} is valid\n{}", path.display(), list::summary(&config)));
+            Exit::Done
+        }
+        Err(exit) => exit,
+    }
+}
+
+fn demo(args: cli::Demo) -> Exit {
+    let cli::Demo { rounds, seed, interval, json, keep, kernel, initrd, work } = args;
+    let options = aventine_demo::DemoOptions { rounds, seed, interval, json, keep, kernel, initrd, work };
+    match aventine_demo::run(&options) {
+        Ok(true) => Exit::Done,
+        Ok(false) => {
+            tell("error: The demo lost something that the guest had promised");
+            Exit::Error
+        }
+        Err(e) => {
+            tell_error(&e);
+            Exit::Error
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The command line.
+
+use crate::exit;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Keeps a running virtual machine alive through the loss of its host.
+#[derive(Debug, Parser)]
+#[command(name = "aventine", version, after_help = exit::HELP, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check a configuration file
+    #[command(after_help = "Example:\n  aventine check /etc/aventine/web.toml")]
+    Check {
+        /// The configuration file
+        config: PathBuf,
+    },
+    /// Run the guest here and replicate it to the standby
+    #[command(after_help = "\
+Example:
+  aventine protect /etc/aventine/web.toml
+
+Ctrl-C ends protection and the guest runs on; a second Ctrl-C shuts the guest down, a third ends it at once.
+SIGTERM shuts the guest down. None of them makes the standby take over.")]
+    Protect(Run),
+    /// Receive a guest's checkpoints and take over when its host is lost
+    #[command(after_help = "\
+Example:
+  aventine standby /etc/aventine/web.toml
+
+Ctrl-C or SIGTERM ends it. Once it has taken over, it runs the guest: then the first Ctrl-C only says so, a second one
+or SIGTERM shuts the guest down.")]
+    Standby(Run),
+    /// Show what runs on this host
+    #[command(after_help = "\
+Examples:
+  aventine status
+  aventine status /etc/aventine/web.toml --json")]
+    Status {
+        #[command(flatten)]
+        which: Which,
+        /// One line of JSON for each side that runs here
+        #[arg(long)]
+        json: bool,
+    },
+    /// End protection; the guest runs on, unprotected
+    #[command(after_help = "Example:\n  aventine stop /etc/aventine/web.toml")]
+    Stop {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// List the plugins
+    #[command(after_help = "Example:\n  aventine plugins --json")]
+    Plugins {
+        /// One line of JSON for each plugin
+        #[arg(long)]
+        json: bool,
+    },
+    /// Protect a Redis guest on this machine, kill its host, and check that nothing was lost
+    #[command(after_help = "\
+Example:
+  aventine demo --kernel vmlinuz --initrd demo.cpio --rounds 3
+
+`cargo xtask demo` in the source tree makes the guest and runs this.")]
+    Demo(Demo),
+}
+
+/// What `protect` and `standby` need.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The configuration file, the same on both hosts
+    pub(crate) config: PathBuf,
+    /// Where sockets and records are kept [default: aventine/NAME/SIDE in /run, or in $XDG_RUNTIME_DIR when not root]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// Which running program is meant.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct Which {
+    /// The configuration file it was started with
+    pub(crate) config: Option<PathBuf>,
+    /// The state directory it was started with
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// How many times the primary is killed
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Repeats the random moments of an earlier run
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Time between two epochs
+    #[arg(long, value_name = "DURATION", default_value = "25ms")]
+    pub(crate) interval: String,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Leave everything running afterwards
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// The guest's kernel
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kernel: PathBuf,
+    /// The guest's initramfs
+    #[arg(long, value_name = "PATH")]
+    pub(crate) initrd: PathBuf,
+    /// Directory for images, sockets and logs
+    #[arg(long, value_name = "DIR", default_value = "aventine-demo")]
+    pub(crate) work: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_documented() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands().filter(|c| c.get_name() != "help") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(
+                help.contains(&format!("aventine {}", command.get_name())),
+                "{}: {help}",
+                command.get_name()
+            );
+        }
+    }
+}

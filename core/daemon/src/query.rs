@@ -1,0 +1,189 @@
+//! `aventine status` and `aventine stop`: asking what runs on this host.
+
+use crate::admin::{self, AskError};
+use crate::cli::Which;
+use crate::exit::Exit;
+use crate::output::{print, tell, tell_error};
+use crate::place::{self, PlaceError};
+use crate::progress::{mib, millis};
+use crate::run::load;
+use aventine_api::Side;
+use aventine_engine::{Quantiles, Status};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const SIDES: [Side; 2] = [Side::Primary, Side::Standby];
+
+/// Shows the status of every program meant.
+pub(crate) fn status(which: &Which, json: bool) -> Exit {
+    let dirs = match candidates(which) {
+        Ok(dirs) => dirs,
+        Err(exit) => return exit,
+    };
+    let mut exit = Exit::NotRunning;
+    for dir in &dirs {
+        match admin::status(dir) {
+            Ok(status) => {
+                print(if json { as_json(&status) } else { as_text(&status, dir) });
+                exit = if exit == Exit::NotRunning { Exit::Done } else { exit };
+            }
+            Err(AskError::NotRunning(_)) => {}
+            Err(e) => {
+                tell_error(&e);
+                exit = Exit::Error;
+            }
+        }
+    }
+    if exit == Exit::NotRunning {
+        tell_not_running(which, &dirs);
+    }
+    exit
+}
+
+/// Ends protection: of the primary where both sides could be meant.
+pub(crate) fn stop(which: &Which) -> Exit {
+    if which.config.is_none() && which.state_dir.is_none() {
+        tell("error: Which one? Name its configuration file, or its state directory with --state-dir");
+        return Exit::Usage;
+    }
+    let dirs = match candidates(which) {
+        Ok(dirs) => dirs,
+        Err(exit) => return exit,
+    };
+    // The primary's directory comes first; a configuration never means the standby here.
+    let Some(dir) = dirs.first() else { return Exit::NotRunning };
+    match admin::stop(dir) {
+        Ok(()) => {
+            print("Protection has ended.");
+            Exit::Done
+        }
+        Err(AskError::NotRunning(_)) => {
+            tell_not_running(which, std::slice::from_ref(dir));
+            Exit::NotRunning
+        }
+        Err(e) => {
+            tell_error(&e);
+            Exit::Error
+        }
+    }
+}
+
+/// The state directories that may be meant.
+fn candidates(which: &Which) -> Result<Vec<PathBuf>, Exit> {
+    if let Some(dir) = &which.state_dir {
+        return Ok(vec![dir.clone()]);
+    }
+    let dirs = match &which.config {
+        Some(config) => {
+            let name = load(config)?.name;
+            SIDES.into_iter().map(|side| place::default(&name, side)).collect()
+        }
+        None => everything(),
+    };
+    dirs.map_err(|e| {
+        tell_error(&e);
+        Exit::Error
+    })
+}
+
+/// Every default state directory on this host, by guest.
+fn everything() -> Result<Vec<PathBuf>, PlaceError> {
+    let guests = fs::read_dir(place::base()?).into_iter().flatten().flatten().map(|guest| guest.path());
+    let mut guests: Vec<_> = guests.collect();
+    guests.sort_unstable();
+    Ok(guests.iter().flat_map(|guest| SIDES.map(|side| guest.join(side.name()))).collect())
+}
+
+fn tell_not_running(which: &Which, dirs: &[PathBuf]) {
+    let looked: Vec<_> = match dirs {
+        [] => place::base().into_iter().map(|p| p.display().to_string()).collect(),
+        dirs => dirs.iter().map(|d| d.display().to_string()).collect(),
+    };
+    let hint = match (&which.state_dir, &which.config) {
+        (None, Some(_)) => "; if it was started with --state-dir, name that instead",
+        _ => "",
+    };
+    tell(format_args!("error: Nothing is running (looked in {}){hint}", looked.join(" and ")));
+}
+
+fn as_json(status: &Status) -> String {
+    serde_json::to_string(status).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}"))
+}
+
+fn as_text(status: &Status, dir: &Path) -> String {
+    let mut rows: Vec<(&str, String)> = Vec::new();
+    let mut row = |name, value: String| {
+        if !value.is_empty() {
+            rows.push((name, value));
+        }
+    };
+    row("why", status.detail.clone());
+    row("other side", status.peer.clone());
+    row("guest process", status.guest_pid.map(|pid| pid.to_string()).unwrap_or_default());
+    if status.state == "copying" {
+        row("copied", format!("{:.0} of {:.0} MiB", mib(status.copied_bytes), mib(status.copy_total_bytes)));
+    }
+    if status.committed > 0 || status.sealed > 0 {
+        row("epochs", format!("{} committed, {} sealed", status.committed, status.sealed));
+    }
+    for (name, value) in [
+        ("pause", &status.pause_us),
+        ("  finding pages", &status.scan_us),
+        ("  copying pages", &status.copy_us),
+        ("commit", &status.commit_us),
+    ] {
+        row(name, quantiles(value, millis));
+    }
+    row("dirty pages", quantiles(&status.dirty_pages, |n| n.to_string()));
+    if status.side == "primary" {
+        row("sent", format!("{:.1} MiB", mib(status.bytes_sent)));
+        row("frames held", format!("{} bytes", status.held_bytes));
+        row("frames lost", status.dropped_frames.to_string());
+    }
+    if status.activation_us > 0 {
+        row("activation took", millis(status.activation_us));
+    }
+    row("state directory", dir.display().to_string());
+    let lines: Vec<_> = rows.iter().map(|(name, value)| format!("  {name:<16} {value}")).collect();
+    format!("{}, {}: {}\n{}", status.guest, status.side, status.state, lines.join("\n"))
+}
+
+/// Empty when there were no samples.
+fn quantiles(q: &Quantiles, show: impl Fn(u64) -> String) -> String {
+    if q.max == 0 {
+        return String::new();
+    }
+    format!("median {}, 99 % {}, longest {}", show(q.p50), show(q.p99), show(q.max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_shows_what_there_is() {
+        let pause_us = Quantiles { p50: 3100, p99: 4000, max: 5250 };
+        let status = Status {
+            guest: "web".into(),
+            side: "primary".into(),
+            state: "protected".into(),
+            peer: "b:7400".into(),
+            committed: 11,
+            sealed: 12,
+            pause_us,
+            ..Status::default()
+        };
+        let text = as_text(&status, Path::new("/run/x"));
+        assert_eq!(
+            text,
+            "web, primary: protected\n  \
+               other side       b:7400\n  \
+               epochs           11 committed, 12 sealed\n  \
+               pause            median 3.10 ms, 99 % 4.00 ms, longest 5.25 ms\n  \
+               sent             0.0 MiB\n  \
+               frames held      0 bytes\n  \
+               frames lost      0\n  \
+               state directory  /run/x"
+        );
+    }
+}

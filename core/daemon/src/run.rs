@@ -1,0 +1,205 @@
+//! `aventine protect` and `aventine standby`.
+//!
+//! ```text
+//!  main thread      configuration ─► state directory ─► [ engine …………………………… ] ─► outcome
+//!  second thread                                        [ admin socket, signals, progress ]
+//! ```
+//! The engine runs on the main thread because the guest's process is tied to the thread that started it.
+
+use crate::admin;
+use crate::cli::Run;
+use crate::exit::Exit;
+use crate::output::{tell, tell_error};
+use crate::place::{self, Place, PlaceError};
+use crate::progress::{Line, Progress};
+use crate::signals::Signals;
+use aventine_api::{ErrorCode, Side};
+use aventine_config::Config;
+use aventine_engine::{
+    Control, Inbox, PluginFailure, ProtectEnd, ProtectError, RecordError, StandbyEnd, StandbyError,
+    command_channel,
+};
+use std::io;
+use std::path::Path;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tokio::runtime::Builder;
+use tokio::sync::watch;
+use tracing::info;
+
+/// How often the status is looked at for something to tell.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Why the program could not get as far as starting the engine.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error("Could not make the admin socket {path}")]
+    Socket { path: String, source: io::Error },
+    #[error("Could not start the admin thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Runs the primary.
+pub(crate) fn protect(args: &Run) -> Exit {
+    let end = match with_engine(args, Side::Primary, aventine_engine::protect) {
+        Ok(end) => end,
+        Err(exit) => return exit,
+    };
+    match end {
+        Ok(end) => {
+            let (said, exit) = protect_end(end);
+            tell(said);
+            exit
+        }
+        Err(e) => {
+            tell_error(&e);
+            protect_exit(&e)
+        }
+    }
+}
+
+fn protect_end(end: ProtectEnd) -> (&'static str, Exit) {
+    match end {
+        ProtectEnd::Stopped => ("Ended before the guest ran.", Exit::Done),
+        ProtectEnd::GuestEnded => ("The guest has ended.", Exit::Done),
+        ProtectEnd::Fenced => ("The standby owns the guest; the guest was ended here.", Exit::Fenced),
+        ProtectEnd::HandedOver => {
+            ("The guest's process was lost here and the standby takes the guest over.", Exit::HandedOver)
+        }
+    }
+}
+
+fn protect_exit(error: &ProtectError) -> Exit {
+    match error {
+        ProtectError::Refused { .. } => Exit::Refused,
+        ProtectError::Record(RecordError::Taken { .. }) => Exit::Fenced,
+        ProtectError::Plugin(failure) => plugin_exit(failure),
+        _ => Exit::Error,
+    }
+}
+
+/// Runs the standby.
+pub(crate) fn standby(args: &Run) -> Exit {
+    let end = match with_engine(args, Side::Standby, aventine_engine::standby) {
+        Ok(end) => end,
+        Err(exit) => return exit,
+    };
+    match end {
+        Ok(StandbyEnd::Stopped) => {
+            tell("Ended; no guest ran here.");
+            Exit::Done
+        }
+        Ok(StandbyEnd::GuestEnded) => {
+            tell("The guest has ended.");
+            Exit::Done
+        }
+        Err(e) => {
+            tell_error(&e);
+            match e {
+                StandbyError::Plugin(failure) => plugin_exit(&failure),
+                _ => Exit::Error,
+            }
+        }
+    }
+}
+
+fn plugin_exit(failure: &PluginFailure) -> Exit {
+    if failure.source.code() == ErrorCode::Config { Exit::Configuration } else { Exit::Error }
+}
+
+/// Prepares everything, runs `engine` on this thread, and lets the second thread finish what it was asked.
+fn with_engine<R>(args: &Run, side: Side, engine: fn(&Config, &Path, Inbox) -> R) -> Result<R, Exit> {
+    let config = load(&args.config)?;
+    let (control, inbox) = command_channel();
+    let (place, attendant) = start(args, side, &config.name, control).map_err(|e| {
+        tell_error(&e);
+        Exit::Error
+    })?;
+    info!(guest = config.name, side = side.name(), state_dir = %place.dir().display(), "starting");
+    let end = engine(&config, place.dir(), inbox);
+    attendant.finish();
+    Ok(end)
+}
+
+/// Loads a configuration or tells what is wrong with it.
+pub(crate) fn load(path: &Path) -> Result<Config, Exit> {
+    use aventine_config::ConfigErrors;
+    Config::load(path).map_err(|e| {
+        match &e {
+            // The report has its own layout, `error:` included.
+            ConfigErrors::Invalid(report) => tell(report),
+            other => tell_error(other),
+        }
+        Exit::Configuration
+    })
+}
+
+fn start(args: &Run, side: Side, guest: &str, control: Control) -> Result<(Place, Attendant), StartError> {
+    let dir = match &args.state_dir {
+        Some(dir) => dir.clone(),
+        None => place::default(guest, side)?,
+    };
+    let place = Place::take(&dir)?;
+    let attendant = Attendant::start(place.dir(), control)?;
+    Ok((place, attendant))
+}
+
+/// The second thread: admin socket, signals, progress.
+struct Attendant {
+    ended: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+}
+
+impl Attendant {
+    /// On return signals are handled and the admin socket answers.
+    fn start(state_dir: &Path, control: Control) -> Result<Attendant, StartError> {
+        let failed =
+            |source| StartError::Socket { path: state_dir.join(admin::SOCKET).display().to_string(), source };
+        let listener = admin::bind(state_dir).map_err(failed)?;
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
+        let (listener, signals) = {
+            let _context = runtime.enter();
+            let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
+            (listener, Signals::new().map_err(StartError::Thread)?)
+        };
+        let (ended, watch) = watch::channel(false);
+        let work = async move {
+            tokio::select! {
+                () = admin::serve(listener, control.clone(), watch) => {}
+                () = signals.obey(control.clone()) => {}
+                () = tell_progress(control) => {}
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("admin".into())
+            .spawn(move || {
+                runtime.block_on(work);
+                // A thread that still waits for the engine's reply must not keep the program.
+                runtime.shutdown_background();
+            })
+            .map_err(StartError::Thread)?;
+        Ok(Attendant { ended, thread })
+    }
+
+    /// The engine has ended: answers what is under way and stops.
+    fn finish(self) {
+        let _ = self.ended.send(true);
+        let _ = self.thread.join();
+    }
+}
+
+/// Tells about the status, for ever.
+async fn tell_progress(control: Control) {
+    let mut progress = Progress::new(Instant::now());
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        look.tick().await;
+        match progress.line(&control.status(), Instant::now()) {
+            Some(Line::Tell(text)) => tell(text),
+            Some(Line::Log(text)) => info!("{text}"),
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The built program from outside: its words, its exit codes, its signals.
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Far longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aventine"));
+    command.args(args).env_remove("AVENTINE_LOG").env_remove("RUST_LOG");
+    command
+}
+
+/// Exit code, stdout, stderr.
+fn run<S: AsRef<OsStr>>(args: &[S]) -> (i32, String, String) {
+    outcome(command(args).output().unwrap())
+}
+
+fn outcome(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+fn path(dir: &TempDir, name: &str) -> PathBuf {
+    dir.path().join(name)
+}
+
+/// A configuration without networks and disks, for a port that nothing uses.
+fn config(dir: &TempDir) -> PathBuf {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let file = path(dir, "web.toml");
+    let text = format!(
+        "name = 'web'
+[guest]
+plugin = 'qemu'
+command = ['qemu-system-x86_64', '-accel', 'tcg', '-m', '64M', '-nodefaults', '-display', 'none']
+[transport]
+plugin = 'tcp'
+listen = '127.0.0.1:{port}'
+peer = '127.0.0.1:{port}'
+unsafe_plaintext = true
+[arbiter]
+plugin = 'shared-file'
+path = '{}'
+",
+        dir.path().display()
+    );
+    fs::write(&file, text).unwrap();
+    file
+}
+
+/// A running `protect` or `standby`, killed when dropped.
+struct Running {
+    child: Option<Child>,
+    state_dir: PathBuf,
+}
+
+impl Running {
+    /// Starts it and waits until it is in `state`.
+    fn start(side: &str, config: &Path, state_dir: PathBuf, state: &str) -> Running {
+        let args = [side.as_ref(), config.as_os_str(), "--state-dir".as_ref(), state_dir.as_os_str()];
+        let child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut running = Running { child: Some(child), state_dir };
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Ok(status) = running.status()
+                && status["state"] == state
+            {
+                return running;
+            }
+            let over = running.child.as_mut().unwrap().try_wait().unwrap().is_some();
+            if over || Instant::now() > deadline {
+                panic!("not {state}: {:?}", running.end());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn status(&self) -> Result<Value, String> {
+        let (code, out, err) =
+            run(&["status".as_ref(), "--json".as_ref(), "--state-dir".as_ref(), self.state_dir.as_os_str()]);
+        if code == 0 { Ok(serde_json::from_str(&out).unwrap()) } else { Err(err) }
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap(), signal).unwrap();
+    }
+
+    /// Waits for its end; a program that does not end is killed.
+    fn end(&mut self) -> (i32, String, String) {
+        let mut child = self.child.take().unwrap();
+        let deadline = Instant::now() + LIMIT;
+        while child.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        outcome(child.wait_with_output().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn check_accepts_the_example() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/two-hosts.toml");
+    let (code, out, err) = run(&["check".as_ref(), example.as_os_str()]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}{err}");
+    assert!(out.contains("two-hosts.toml is valid\n  name         web\n  guest        qemu\n"), "{out}");
+    assert!(out.contains("  network      userspace (net0)\n  disk         block-remus (disk0)\n"), "{out}");
+}
+
+#[test]
+fn check_reports_every_problem_and_exits_with_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = config(&dir);
+    let text = fs::read_to_string(&file).unwrap().replace("listen", "listn").replace("'qemu'", "'qemo'");
+    fs::write(&file, text).unwrap();
+    let (code, out, err) = run(&["check".as_ref(), file.as_os_str()]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    for part in [
+        "error: unknown guest plugin `qemo`",
+        "web.toml:3:10",
+        "did you mean `qemu`?",
+        "error: unknown key `listn`",
+        "web.toml:7:1",
+        "did you mean `listen`?",
+        "web.toml is not valid: 2 problems",
+    ] {
+        assert!(err.contains(part), "{part}:\n{err}");
+    }
+}
+
+#[test]
+fn a_missing_configuration_is_the_same_error_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = path(&dir, "none.toml");
+    let wanted = format!("error: There is no configuration file {}\n", file.display());
+    for subcommand in ["check", "protect", "standby", "status", "stop"] {
+        let (code, out, err) = run(&[subcommand.as_ref(), file.as_os_str()]);
+        assert_eq!((code, out.as_str(), err.as_str()), (2, "", wanted.as_str()), "{subcommand}");
+    }
+    let (code, _, err) = run(&["check".as_ref(), dir.path().as_os_str()]);
+    assert_eq!(code, 2);
+    assert!(err.contains("is a directory"), "{err}");
+}
+
+#[test]
+fn wrong_usage_exits_with_64_and_help_with_0() {
+    assert_eq!(run(&["chekc"]).0, 64);
+    assert_eq!(run(&["check"]).0, 64);
+    assert_eq!(run(&["stop"]).0, 64);
+    assert_eq!(run(&["status", "web.toml", "--state-dir", "x"]).0, 64);
+    let (code, out, _) = run(&["--help"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("Exit codes:\n") && out.contains("64  wrong usage"), "{out}");
+    assert_eq!(run(&["--version"]).0, 0);
+}
+
+#[test]
+fn plugins_are_listed_for_people_and_programs() {
+    let (code, out, _) = run(&["plugins", "--json"]);
+    assert_eq!(code, 0);
+    let plugins: Vec<Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let qemu =
+        plugins.iter().find(|p| p["kind"] == "guest" && p["name"] == "qemu").expect("qemu is built in");
+    assert_eq!(qemu["origin"], "built in");
+    assert!(qemu["version"].is_string() && qemu["summary"].is_string());
+    let (code, table, _) = run(&["plugins"]);
+    assert_eq!(code, 0);
+    assert_eq!(table.lines().count(), plugins.len() + 1);
+}
+
+#[test]
+fn asking_where_nothing_runs_exits_with_3() {
+    let dir = tempfile::tempdir().unwrap();
+    for subcommand in ["status", "stop"] {
+        let (code, out, err) = run(&[subcommand.as_ref(), "--state-dir".as_ref(), dir.path().as_os_str()]);
+        assert_eq!((code, out.as_str()), (3, ""));
+        assert!(
+            err.contains("error: Nothing is running") && err.contains(dir.path().to_str().unwrap()),
+            "{err}"
+        );
+    }
+}
+
+#[test]
+fn a_standby_answers_refuses_a_second_one_and_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, state_dir) = (config(&dir), path(&dir, "standby"));
+    let mut first = Running::start("standby", &config, state_dir.clone(), "waiting");
+    let status = first.status().unwrap();
+    assert_eq!((&status["guest"], &status["side"]), (&"web".into(), &"standby".into()));
+    let (_, table, _) = run(&["status".as_ref(), "--state-dir".as_ref(), state_dir.as_os_str()]);
+    assert!(table.starts_with("web, standby: waiting\n"), "{table}");
+
+    let again = ["standby".as_ref(), config.as_os_str(), "--state-dir".as_ref(), state_dir.as_os_str()];
+    let (code, _, err) = run(&again);
+    assert_eq!(code, 1);
+    assert!(err.contains(&format!("Already running for this guest: process {}", first.pid())), "{err}");
+
+    let (code, out, err) = run(&["stop".as_ref(), "--state-dir".as_ref(), state_dir.as_os_str()]);
+    assert_eq!((code, out.as_str()), (0, "Protection has ended.\n"), "{err}");
+    let (code, _, err) = first.end();
+    assert_eq!(code, 0);
+    assert!(
+        err.contains("waiting: for a primary\n") && err.ends_with("Ended; no guest ran here.\n"),
+        "{err}"
+    );
+}
+
+#[test]
+fn a_standby_ends_on_signals_and_what_a_killed_one_leaves_is_no_obstacle() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, state_dir) = (config(&dir), path(&dir, "standby"));
+    let mut killed = Running::start("standby", &config, state_dir.clone(), "waiting");
+    killed.signal(Signal::KILL);
+    killed.end();
+    assert!(state_dir.join("admin.sock").exists());
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut standby = Running::start("standby", &config, state_dir.clone(), "waiting");
+        standby.signal(Signal::HUP);
+        assert_eq!(standby.status().unwrap()["state"], "waiting", "a lost terminal changes nothing");
+        standby.signal(signal);
+        let (code, _, err) = standby.end();
+        assert_eq!(code, 0, "{signal:?}: {err}");
+    }
+}
+
+#[test]
+fn a_primary_without_a_standby_ends_on_the_first_interrupt() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&dir);
+    let mut primary = Running::start("protect", &config, path(&dir, "primary"), "connecting");
+    primary.signal(Signal::INT);
+    let (code, _, err) = primary.end();
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("connecting: waiting for the standby\n"), "{err}");
+    assert!(err.ends_with("Ended before the guest ran.\n"), "{err}");
+}
+
+#[test]
+fn the_default_state_directory_is_found_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&dir);
+    let name = format!("test-{}", std::process::id());
+    fs::write(&config, fs::read_to_string(&config).unwrap().replace("'web'", &format!("'{name}'"))).unwrap();
+    let root = rustix::process::geteuid().is_root();
+    let base = if root { PathBuf::from("/run/aventine") } else { path(&dir, "aventine") };
+    let with_env = |args: &[&OsStr]| {
+        let mut command = command(args);
+        command.env("XDG_RUNTIME_DIR", dir.path());
+        command
+    };
+    let child = with_env(&["standby".as_ref(), config.as_os_str()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let standby = Running { child: Some(child), state_dir: base.join(&name).join("standby") };
+    let deadline = Instant::now() + LIMIT;
+    let status = || outcome(with_env(&["status".as_ref(), config.as_os_str()]).output().unwrap());
+    while status().0 != 0 {
+        assert!(Instant::now() < deadline, "status does not find the standby: {:?}", status());
+        thread::sleep(Duration::from_millis(20));
+    }
+    let (code, all, err) = outcome(with_env(&["status".as_ref()]).output().unwrap());
+    assert_eq!(code, 0, "{err}");
+    assert!(all.contains(&format!("{name}, standby: ")), "{all}");
+    let (code, _, err) = outcome(with_env(&["stop".as_ref(), config.as_os_str()]).output().unwrap());
+    assert_eq!(code, 3, "a configuration means the primary: {err}");
+    drop(standby);
+    fs::remove_dir_all(base.join(&name)).unwrap();
+}
