@@ -1,2 +1,124 @@
-//! `cargo xtask`.
-fn main() {}
+//! `cargo xtask`: what has to be there before the demo and the tests can run, and running them.
+//!
+//! ```text
+//! cargo xtask demo [options of `aventine demo`]
+//! cargo xtask test [options of the test runner]
+//! ```
+#![forbid(unsafe_code)]
+
+mod cpio;
+mod guest;
+mod kernel;
+mod machine;
+mod run;
+
+use guest::GuestError;
+use machine::MachineError;
+use run::RunError;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::{error, iter};
+
+const USAGE: &str = "\
+Usage: cargo xtask COMMAND [OPTIONS]
+
+Commands:
+  demo   install what is missing, build, make the guest and run `aventine demo` with the OPTIONS
+  test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS";
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{USAGE}")]
+    Usage,
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error("Cannot start {program}")]
+    Start { program: PathBuf, source: std::io::Error },
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let command = arguments.next();
+    let rest = arguments.collect::<Vec<_>>();
+    let result = match command.as_ref().and_then(|command| command.to_str()) {
+        Some("demo") => demo(&rest),
+        Some("test") => test(&rest),
+        Some("help" | "-h" | "--help") => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => Err(Error::Usage),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes = iter::successors(error::Error::source(&error), |cause| cause.source());
+            let causes = causes.map(|cause| format!(": {cause}")).collect::<String>();
+            eprintln!("{error}{causes}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends by becoming `aventine demo`.
+fn demo(options: &[OsString]) -> Result<(), Error> {
+    machine::install(machine::DEMO)?;
+    cargo(&["build", "--package", "aventine"])?;
+    let guest = guest::make(&target().join("guest"))?;
+    let program = target().join("debug/aventine");
+    let mut demo = Command::new(&program);
+    demo.arg("demo").arg("--kernel").arg(guest.kernel).arg("--initrd").arg(guest.initrd);
+    demo.arg("--work").arg(target().join("demo")).args(options);
+    Err(Error::Start { program, source: demo.exec() })
+}
+
+/// Ends by becoming the test runner.
+fn test(options: &[OsString]) -> Result<(), Error> {
+    machine::install(machine::DEMO)?;
+    machine::install(machine::TESTS)?;
+    cargo(&["build", "--package", "aventine", "--package", "aventine-e2e"])?;
+    let guest = guest::make(&target().join("guest"))?;
+    let guest = guest::with_program(&guest, &target().join("debug/disk-workload"))?;
+    let mut words = Vec::<OsString>::new();
+    if !machine::is_root() {
+        // The tests make network namespaces.
+        words.extend(["unshare", "--user", "--map-root-user", "--"].map(OsString::from));
+    }
+    words.push(cargo_program());
+    match run::find("cargo-nextest") {
+        Some(_) => words.extend(["nextest", "run", "--workspace"].map(OsString::from)),
+        None => words.extend(["test", "--workspace"].map(OsString::from)),
+    }
+    let mut runner = Command::new(&words[0]);
+    runner.args(&words[1..]).args(options).current_dir(root());
+    runner.env("AVENTINE_PROGRAM", target().join("debug/aventine"));
+    runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
+    runner.env("AVENTINE_WORK", target().join("e2e"));
+    Err(Error::Start { program: words[0].clone().into(), source: runner.exec() })
+}
+
+fn cargo(arguments: &[&str]) -> Result<(), RunError> {
+    run::run(Command::new(cargo_program()).args(arguments).current_dir(root()))
+}
+
+fn cargo_program() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// The workspace.
+fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.ancestors().nth(2).unwrap_or(own).to_owned()
+}
+
+/// Where cargo puts what it builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}

@@ -1,0 +1,205 @@
+//! The network of two hosts and a client on one machine.
+//!
+//! ```text
+//!            client 10.77.0.1/24
+//!               br0
+//!            ┌───┴────┐
+//!          side-a   side-b
+//!  ╔ host a ═╪══╗ ╔═══╪ host b ═╗
+//!  ║      uplink║ ║uplink       ║
+//!  ║  br-guest  ║ ║  br-guest   ║
+//!  ║  tap-demo  ║ ║  tap-demo   ║   the guest: 10.77.0.10
+//!  ║      wire ─╫─╫─ wire       ║   replication: 10.78.0.1, 10.78.0.2
+//!  ╚════════════╝ ╚═════════════╝
+//! ```
+//!
+//! The namespaces have no names: they vanish with the last process that uses them, however it ends.
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::{fmt, fs, panic, thread};
+
+/// The tap on each host that the guest's frames leave by.
+pub const TAP: &str = "tap-demo";
+/// The guest's address.
+pub const GUEST: &str = "10.77.0.10";
+/// The standby's address for replication.
+pub const STANDBY: &str = "10.78.0.2";
+
+/// Why the network could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No namespace.
+    #[error("Cannot make a network namespace: it takes root, or a kernel that lets users make namespaces")]
+    Namespace(#[source] io::Error),
+    /// `ip` could not be run.
+    #[error("Cannot run `ip`: install iproute2")]
+    Program(#[source] io::Error),
+    /// `ip` refused.
+    #[error("`ip` failed: {0}")]
+    Refused(String),
+}
+
+/// A network namespace without a name.
+pub struct Namespace(File);
+
+impl Namespace {
+    fn new() -> Result<Namespace, NetworkError> {
+        let file = on_own_thread(|| {
+            // SAFETY: leaves the network namespace alone, on a thread that ends here; file descriptors stay shared.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+            File::open("/proc/thread-self/ns/net")
+        });
+        file.map(Namespace).map_err(NetworkError::Namespace)
+    }
+
+    /// Runs `inside` on a thread of its own within the namespace. Sockets made there stay there.
+    pub fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> io::Result<T> {
+        on_own_thread(|| {
+            move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(inside())
+        })
+    }
+
+    /// Where other processes of this machine find the namespace, while this process lives.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+    }
+
+    /// Runs the lines as `ip` commands inside.
+    fn ip(&self, lines: &str) -> Result<(), NetworkError> {
+        self.enter(|| run_ip(lines)).map_err(NetworkError::Namespace)?
+    }
+}
+
+impl fmt::Debug for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Namespace({})", self.path().display())
+    }
+}
+
+/// The whole network.
+#[derive(Debug)]
+pub struct Network {
+    /// Where the client is: 10.77.0.1.
+    pub client: Namespace,
+    /// The host that starts as the primary.
+    pub a: Namespace,
+    /// The host that starts as the standby.
+    pub b: Namespace,
+}
+
+impl Network {
+    /// Makes it.
+    pub fn new() -> Result<Network, NetworkError> {
+        let network = Network { client: Namespace::new()?, a: Namespace::new()?, b: Namespace::new()? };
+        for namespace in [&network.client, &network.a, &network.b] {
+            namespace.enter(silence_ipv6).map_err(NetworkError::Namespace)?;
+        }
+        let (a, b) = (network.a.path(), network.b.path());
+        network.client.ip(&format!(
+            "link set lo up
+             link add br0 type bridge stp_state 0 forward_delay 0
+             addr add 10.77.0.1/24 dev br0
+             link add side-a type veth peer name uplink netns {}
+             link add side-b type veth peer name uplink netns {}
+             link set side-a master br0 up
+             link set side-b master br0 up
+             link set br0 up",
+            a.display(),
+            b.display()
+        ))?;
+        network.a.ip(&format!("link add wire type veth peer name wire netns {}", b.display()))?;
+        for (namespace, number) in [(&network.a, 1), (&network.b, 2)] {
+            namespace.ip(&format!(
+                "link set lo up
+                 link add br-guest type bridge stp_state 0 forward_delay 0
+                 addr add 10.77.0.1{number}/24 dev br-guest
+                 tuntap add {TAP} mode tap
+                 link set {TAP} master br-guest up
+                 link set uplink master br-guest up
+                 link set br-guest up
+                 addr add 10.78.0.{number}/24 dev wire
+                 link set wire up"
+            ))?;
+        }
+        Ok(network)
+    }
+}
+
+fn run_ip(lines: &str) -> Result<(), NetworkError> {
+    let mut child = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(NetworkError::Program)?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(lines.as_bytes()).map_err(NetworkError::Program)?;
+    }
+    let output = child.wait_with_output().map_err(NetworkError::Program)?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(NetworkError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
+
+/// Keeps the kernel's own IPv6 chatter off the links. Where the sysctl cannot be written it only stays noisy.
+fn silence_ipv6() {
+    for scope in ["all", "default"] {
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
+    }
+}
+
+fn on_own_thread<T: Send>(inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| panic::resume_unwind(panic)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    fn network() -> Option<Network> {
+        match Network::new() {
+            Err(NetworkError::Namespace(e)) if e.kind() == io::ErrorKind::PermissionDenied => {
+                eprintln!("not run: this needs root (`cargo xtask test` sees to that)");
+                None
+            }
+            other => Some(other.unwrap()),
+        }
+    }
+
+    fn talk(from: &Namespace, to: &Namespace, address: &str) -> io::Result<Vec<u8>> {
+        let listener = to.enter(|| TcpListener::bind((address, 7000)))??;
+        let mut sender = from.enter(|| TcpStream::connect((address, 7000)))??;
+        sender.write_all(b"hello")?;
+        drop(sender);
+        let mut received = Vec::new();
+        listener.accept()?.0.read_to_end(&mut received)?;
+        Ok(received)
+    }
+
+    #[test]
+    fn hosts_and_client_reach_each_other_and_nobody_else_does() {
+        let Some(network) = network() else { return };
+        assert_eq!(talk(&network.client, &network.a, "10.77.0.11").unwrap(), b"hello");
+        assert_eq!(talk(&network.client, &network.b, "10.77.0.12").unwrap(), b"hello");
+        assert_eq!(talk(&network.a, &network.b, STANDBY).unwrap(), b"hello");
+        assert!(network.client.enter(|| TcpListener::bind((STANDBY, 7000))).unwrap().is_err());
+        assert!(TcpListener::bind((STANDBY, 7000)).is_err());
+    }
+
+    #[test]
+    fn a_refusal_of_ip_says_why() {
+        let Some(network) = network() else { return };
+        let error = network.client.ip("link set nothing up").unwrap_err();
+        assert!(error.to_string().contains("nothing"), "{error}");
+    }
+}

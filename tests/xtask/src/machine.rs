@@ -1,0 +1,80 @@
+//! What the machine must have installed, and getting it.
+
+use crate::run::{self, RunError};
+use std::path::Path;
+use std::process::Command;
+
+/// A program and the Debian package that has it.
+type Need = (&'static str, &'static str);
+
+/// What the demo needs, the making of its guest included.
+pub(crate) const DEMO: &[Need] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("ip", "iproute2"),
+    ("lz4", "lz4"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
+
+/// What the tests need besides.
+pub(crate) const TESTS: &[Need] =
+    &[("qemu-io", "qemu-utils"), ("nbdinfo", "libnbd-bin"), ("nbdcopy", "libnbd-bin")];
+
+/// Why the machine cannot be made ready.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MachineError {
+    #[error(
+        "Not installed: {0}. Install with:\n\n    sudo apt-get update && sudo apt-get install --no-install-recommends {0}\n"
+    )]
+    Missing(String),
+    #[error("This is for Debian: apt-get is not there")]
+    NotDebian,
+    #[error("apt has no package lists. Get them with:\n\n    sudo apt-get update\n")]
+    NoLists,
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// Installs what is missing: as root; for others, says what to install.
+pub(crate) fn install(needs: &[Need]) -> Result<(), MachineError> {
+    let mut missing = needs
+        .iter()
+        .filter(|(program, _)| run::find(program).is_none())
+        .map(|(_, package)| *package)
+        .collect::<Vec<_>>();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if run::find("apt-get").is_none() {
+        return Err(MachineError::NotDebian);
+    }
+    if !is_root() {
+        return Err(MachineError::Missing(missing.join(" ")));
+    }
+    eprintln!("Installing with apt: {}", missing.join(" "));
+    update_lists(true)?;
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "-qq", "--yes", "--no-install-recommends"]).args(&missing);
+    // Nothing is to be started, and nobody is there to be asked.
+    run::output(apt.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1"))?;
+    Ok(())
+}
+
+/// Gets apt's package lists if there are none, or in any case with `refresh`.
+pub(crate) fn update_lists(refresh: bool) -> Result<(), MachineError> {
+    let known = Command::new("apt-cache").args(["show", "linux-image-cloud-amd64"]).output();
+    if !refresh && known.is_ok_and(|output| output.status.success() && !output.stdout.is_empty()) {
+        return Ok(());
+    }
+    match is_root() {
+        true => Ok(run::output(Command::new("apt-get").args(["update", "-qq"])).map(drop)?),
+        false => Err(MachineError::NoLists),
+    }
+}
+
+/// Whether this user may install packages and make network namespaces.
+pub(crate) fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    Path::new("/proc/self").metadata().is_ok_and(|own| own.uid() == 0)
+}
