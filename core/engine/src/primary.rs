@@ -78,6 +78,7 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
     }
     record.begin(link.primary.session)?;
     inbox.say("copying", "");
+    inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).status.peer.clone_from(&link.primary.peer);
 
     // SAFETY: `memory` and `parts.guest` live in the same `Loop`, whose fields drop in order: memory first.
     let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };

@@ -88,10 +88,12 @@ impl Buffer {
         wants
     }
 
-    pub(crate) fn engage(&mut self) {
+    /// Whether frames are held from now on: not once holding has ended.
+    pub(crate) fn engage(&mut self) -> bool {
         if self.mode == Mode::Passing && !self.ended {
             self.mode = Mode::Holding;
         }
+        self.mode == Mode::Holding
     }
 
     pub(crate) fn activate(&mut self) {

@@ -46,6 +46,11 @@ inventory::submit! {
     }
 }
 
+/// Holding was ended for good, or has not begun on this side.
+#[derive(Debug, thiserror::Error)]
+#[error("This buffer's session has ended, or another side owns the guest: it does not hold frames any more")]
+struct EngageError;
+
 /// The plugin.
 struct Userspace {
     socket: PathBuf,
@@ -79,8 +84,11 @@ impl NetworkBuffer for Userspace {
     }
 
     fn engage(&mut self) -> Result<(), PluginError> {
-        self.pump.with(|p| p.buffer.engage());
-        Ok(())
+        if self.pump.with(|p| p.buffer.engage()) {
+            Ok(())
+        } else {
+            Err(PluginError::new(ErrorCode::Refused, EngageError))
+        }
     }
 
     fn seal(&mut self, epoch: Epoch) -> Result<(), PluginError> {
@@ -102,7 +110,7 @@ impl NetworkBuffer for Userspace {
     }
 
     fn disengage(&mut self, why: Disengage) -> Result<(), PluginError> {
-        self.pump.with(|p| p.buffer.disengage(why));
+        self.pump.with(|p| p.disengage(why));
         if why == Disengage::Owner {
             self.pump.flush_uplink();
         }

@@ -4,8 +4,8 @@ use crate::buffer::{Buffer, Mode};
 use crate::port::{Outcome, Port, PortError};
 use crate::settings::{Settings, UplinkKey};
 use crate::uplink::{Sent, Uplink, UplinkError};
-use aventine_api::{Context, ErrorCode, Host, PluginError};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use aventine_api::{Context, Disengage, ErrorCode, Host, PluginError};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use std::fs::{self, Permissions};
@@ -14,7 +14,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tracing::{debug, warn};
+
+/// How long the end of holding waits for a stuck uplink.
+const FLUSH_LIMIT: Duration = Duration::from_millis(900);
+/// Frames written in one go, so that a seal does not wait behind a flood.
+const BATCH: usize = 512;
 
 /// Why the buffer could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -109,8 +115,10 @@ impl Pump {
         self.wake();
     }
 
-    /// Waits until everything released is with the uplink, or the uplink is gone.
+    /// Waits until everything let out is with the uplink. What an uplink that is stuck does not take in time, the
+    /// thread hands over later: the guest must go on.
     pub(crate) fn flush_uplink(&self) {
+        let deadline = Instant::now() + FLUSH_LIMIT;
         loop {
             let waiting = self.with(|p| {
                 p.write_uplink();
@@ -118,7 +126,14 @@ impl Pump {
                 uplink.fd().try_clone_to_owned().ok()
             });
             let Some(fd) = waiting else { return };
-            let _ = poll(&mut [PollFd::new(&fd, PollFlags::OUT)], None);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                warn!("the uplink does not take frames; what was held waits for it");
+                return;
+            }
+            let limit = Timespec { tv_sec: 0, tv_nsec: left.as_nanos().min(999_999_999) as _ };
+            // Whatever it says, the state is looked at again.
+            let _ = poll(&mut [PollFd::new(&fd, PollFlags::OUT)], Some(&limit));
         }
     }
 
@@ -209,6 +224,14 @@ impl Plumbing {
         }
     }
 
+    /// Ends holding. When the other side owns the guest the uplink is closed with what it still had to send.
+    pub(crate) fn disengage(&mut self, why: Disengage) {
+        self.buffer.disengage(why);
+        if self.buffer.mode() == Mode::Silent {
+            self.uplink = None;
+        }
+    }
+
     /// Reads what the guest has sent, up to the limit.
     pub(crate) fn read_guest(&mut self) {
         let mut closed = false;
@@ -243,7 +266,10 @@ impl Plumbing {
             return;
         };
         let mut gone = uplink.flush().err();
-        while gone.is_none() {
+        for _ in 0..BATCH {
+            if gone.is_some() {
+                break;
+            }
             let Some(frame) = self.buffer.out.front() else { return };
             match uplink.send(frame) {
                 Sent::Taken => self.buffer.sent(true),

@@ -202,6 +202,32 @@ fn the_owner_lets_everything_out_and_the_other_nothing() {
 }
 
 #[test]
+fn nothing_leaves_a_stuck_uplink_once_the_other_side_owns_the_guest() {
+    let mut rig = rig(Side::Primary);
+    rig.plugin.engage().unwrap();
+    // More than the uplink's socket takes, so that some of it waits behind the socket.
+    (0..600).for_each(|n| send(&mut rig.guest, n, 1500));
+    rig.plugin.seal(Epoch(1)).unwrap();
+    rig.plugin.release(Epoch(1)).unwrap();
+    let in_socket = rig.plugin.stats().sent_frames;
+    rig.plugin.disengage(Disengage::NotOwner).unwrap();
+    let mut seen = Vec::new();
+    rig.world.read_to_end(&mut seen).unwrap();
+    assert!(seen.len() < 600 * 1504, "{} bytes of {in_socket} frames", seen.len());
+}
+
+#[test]
+fn a_stuck_uplink_does_not_stop_the_guest() {
+    let mut rig = rig(Side::Primary);
+    rig.plugin.engage().unwrap();
+    (0..600).for_each(|n| send(&mut rig.guest, n, 1500));
+    rig.plugin.seal(Epoch(1)).unwrap();
+    rig.plugin.disengage(Disengage::Owner).unwrap(); // returns although nobody reads
+    assert_eq!((0..600).map(|_| receive(&mut rig.world)).collect::<Vec<_>>(), (0..600).collect::<Vec<_>>());
+    assert_eq!(rig.plugin.engage().unwrap_err().code(), ErrorCode::Refused);
+}
+
+#[test]
 fn a_standby_is_silent_until_it_takes_over() {
     let mut rig = rig(Side::Standby);
     send(&mut rig.guest, 1, 60);

@@ -75,9 +75,9 @@ impl Uplink {
             Uplink::Tap { file, .. } => match file.write(frame) {
                 Ok(_) => Sent::Taken,
                 Err(e) => match Errno::from_io_error(&e) {
-                    Some(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Sent::Later,
+                    Some(Errno::AGAIN | Errno::INTR) => Sent::Later,
                     Some(Errno::BADFD) => Sent::Gone(e),
-                    // A tap that is down (EIO) or a frame it does not like (EINVAL).
+                    // A tap that is down (EIO) or out of memory (ENOBUFS), or a frame it does not like (EINVAL).
                     _ => Sent::Refused,
                 },
             },
@@ -148,6 +148,11 @@ fn open_tap(name: &str) -> Result<Uplink, UplinkError> {
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
     // SAFETY: TUNSETIFF reads an ifreq, which `request` is, with a name that ends in a zero byte.
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
+        return Err(UplinkError::Attach(name.to_owned(), io::Error::last_os_error()));
+    }
+    // A program that had a persistent tap before may have left it with offloads that frames here do not carry.
+    // SAFETY: TUNSETOFFLOAD takes a number, not a pointer.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD as _, 0 as libc::c_ulong) } < 0 {
         return Err(UplinkError::Attach(name.to_owned(), io::Error::last_os_error()));
     }
     Ok(Uplink::Tap { file, frame: vec![0; crate::port::FRAME_LIMIT] })
