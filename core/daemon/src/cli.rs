@@ -75,7 +75,7 @@ Example:
 pub(crate) struct Run {
     /// The configuration file, the same on both hosts
     pub(crate) config: PathBuf,
-    /// Where sockets and records are kept [default: aventine/NAME/SIDE in /run, or in $XDG_RUNTIME_DIR when not root]
+    /// Where sockets and records are kept [default: aventine/NAME/SIDE in /var/lib, or in ~/.local/state when not root]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlaceError {
     #[error(
-        "XDG_RUNTIME_DIR is not set and this is not root: say where to keep sockets with --state-dir DIR"
+        "Neither XDG_STATE_HOME nor HOME is set and this is not root: say where to keep state with --state-dir DIR"
     )]
     NoBase,
     #[error("Could not make the state directory {}", path.display())]
@@ -42,15 +42,15 @@ pub(crate) enum PlaceError {
     Lock { path: PathBuf, source: io::Error },
 }
 
-/// The directory that the guests' default state directories are in.
+/// The directory that the guests' default state directories are in. It outlives a reboot: a primary whose host crashed
+/// finds there which session it left open.
 pub(crate) fn base() -> Result<PathBuf, PlaceError> {
     if rustix::process::geteuid().is_root() {
-        return Ok("/run/aventine".into());
+        return Ok("/var/lib/aventine".into());
     }
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !dir.is_empty() => Ok(PathBuf::from(dir).join("aventine")),
-        _ => Err(PlaceError::NoBase),
-    }
+    let home = |variable: &str| std::env::var_os(variable).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let state = home("XDG_STATE_HOME").or_else(|| Some(home("HOME")?.join(".local/state")));
+    Ok(state.ok_or(PlaceError::NoBase)?.join("aventine"))
 }
 
 /// The default state directory of a guest and side.

@@ -62,8 +62,8 @@ fn headline(status: &Status) -> String {
     let Status { state, peer, detail, .. } = status;
     let what = match (status.side.as_str(), state.as_str()) {
         ("primary", "connecting") if detail.is_empty() => "looking for the standby".into(),
-        ("primary", "copying") => format!("the guest runs; its memory and disks go to {peer}"),
-        ("standby", "copying") => format!("memory and disks come from {peer}"),
+        ("primary", "copying") => "the guest runs; its memory and disks go to the standby".into(),
+        ("standby", "copying") => "memory and disks come from the primary".into(),
         (_, "arming") => "the first checkpoint is under way".into(),
         (_, "protected") => format!("epoch {}, standby {peer}", status.committed),
         (_, "ending") => "ending protection".into(),

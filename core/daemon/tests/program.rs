@@ -267,10 +267,10 @@ fn the_default_state_directory_is_found_by_name() {
     let name = format!("test-{}", std::process::id());
     fs::write(&config, fs::read_to_string(&config).unwrap().replace("'web'", &format!("'{name}'"))).unwrap();
     let root = rustix::process::geteuid().is_root();
-    let base = if root { PathBuf::from("/run/aventine") } else { path(&dir, "aventine") };
+    let base = if root { PathBuf::from("/var/lib/aventine") } else { path(&dir, "aventine") };
     let with_env = |args: &[&OsStr]| {
         let mut command = command(args);
-        command.env("XDG_RUNTIME_DIR", dir.path());
+        command.env("XDG_STATE_HOME", dir.path());
         command
     };
     let child = with_env(&["standby".as_ref(), config.as_os_str()])

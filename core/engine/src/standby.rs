@@ -156,7 +156,8 @@ impl Session {
                 format!("the two hosts are set up differently:\n  {}", wrong.join("\n  ")),
             )));
         }
-        inbox.say("copying", &format!("session {}", hello.session));
+        info!(session = %hello.session, "agreed with the primary");
+        inbox.say("copying", "");
         if let Err(e) = control.send(Epoch::COPY, &Message::Accept) {
             return Ok(Err(e.chain()));
         }
@@ -481,7 +482,6 @@ fn run_active(
     listener: &mut dyn Listener,
     inbox: &Inbox,
 ) -> Result<StandbyEnd, StandbyError> {
-    let mut killed = false;
     loop {
         // Strangers and late primaries must not disturb the guest: whatever goes wrong here, the loop goes on.
         match listener.accept(TICK) {
@@ -497,8 +497,8 @@ fn run_active(
                 Command::Stop { reply } => drop(reply.send(Ok(()))),
                 Command::PowerDown => parts.guest.power_down().during("guest", "being asked to shut down")?,
                 Command::Kill => {
-                    killed = true;
                     parts.guest.kill().during("guest", "being ended")?;
+                    return Ok(StandbyEnd::GuestEnded);
                 }
                 Command::Floor { reply, .. } => {
                     drop(reply.send(Err("the guest is not protected".to_owned())));
@@ -507,7 +507,6 @@ fn run_active(
         }
         match parts.guest.poll().during("guest", "being watched")? {
             Some(GuestEvent::ShutDown) => return Ok(StandbyEnd::GuestEnded),
-            Some(GuestEvent::Lost { .. }) if killed => return Ok(StandbyEnd::GuestEnded),
             Some(GuestEvent::Lost { how }) => return Err(StandbyError::GuestLost { how }),
             Some(event @ (GuestEvent::Rebooted | GuestEvent::Panicked)) => info!(?event, "guest"),
             None => {}

@@ -301,11 +301,11 @@ impl Model {
         }
         match self.primary.state() {
             PrimaryState::Copying | PrimaryState::Arming => {
-                assert!(!self.engaged, "never muted: {:?}", self.primary)
+                assert!(!self.engaged, "never muted: {:?}", self.primary);
             }
             PrimaryState::Protected => assert_eq!(*self.standby.state(), StandbyState::Following),
             PrimaryState::Alone => {
-                assert_eq!(self.heard, self.counter, "never muted: everything held is out")
+                assert_eq!(self.heard, self.counter, "never muted: everything held is out");
             }
             state => panic!("never frozen: {state:?} with a running guest"),
         }

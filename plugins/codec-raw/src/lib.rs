@@ -8,7 +8,7 @@
 //! Numbers are little-endian. A batch without pages is an empty payload. The pages are sent from where they lie; only
 //! the table is memory of the codec.
 //!
-//! Invariant: [`Codec::check`] and [`Codec::decode`] read the layout through one function ([`runs`]), so what passes
+//! Invariant: [`Codec::check`] and [`Codec::decode`] read the layout through one function (`runs`), so what passes
 //! the one cannot fail in the other.
 #![forbid(unsafe_code)]
 

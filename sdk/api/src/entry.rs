@@ -1,5 +1,6 @@
 use crate::{Arbiter, Codec, Context, Disk, EpochPolicy, Guest, NetworkBuffer, PluginError, Transport};
 use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
 use std::fmt;
 
 /// The seven kinds of plugin.
@@ -148,7 +149,13 @@ pub fn parse_config<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
     let syntax = |e: toml::de::Error| ConfigError::bad_value(&[], e.message(), None);
     let table = toml::Deserializer::parse(text).map_err(syntax)?;
     serde_path_to_error::deserialize(table).map_err(|e| {
-        let path = e.path().iter().map(ToString::to_string).filter(|p| p != ".").collect::<Vec<_>>();
+        let step = |s: &Segment| match s {
+            Segment::Map { key } => Some(key.clone()),
+            Segment::Seq { index } => Some(index.to_string()),
+            Segment::Enum { variant } => Some(variant.clone()),
+            Segment::Unknown => None,
+        };
+        let path = e.path().iter().filter_map(step).collect();
         located(path, e.into_inner().message())
     })
 }

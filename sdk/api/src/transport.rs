@@ -29,12 +29,7 @@ pub type Channel = (Box<dyn ChannelTx>, Box<dyn ChannelRx>);
 pub trait Link: Send {
     /// Opens the channel `name`; both sides open each name once, in the same order. `route` is used by the primary
     /// for a channel with an address of its own. Waits at most `limit`.
-    fn open(
-        &mut self,
-        name: &str,
-        route: Option<&str>,
-        limit: Duration,
-    ) -> Result<Channel, PluginError>;
+    fn open(&mut self, name: &str, route: Option<&str>, limit: Duration) -> Result<Channel, PluginError>;
 
     /// A handle that ends the link from any thread.
     fn aborter(&self) -> Arc<dyn LinkAbort>;

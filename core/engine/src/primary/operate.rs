@@ -51,10 +51,6 @@ impl Loop {
                 warn!("the guest's kernel panicked; its state stays replicated");
                 Ok(())
             }
-            GuestEvent::Lost { how } if self.after_alone == Some(AfterAlone::Kill) => {
-                info!(how, "the guest was ended");
-                self.step(PrimaryEvent::End(EndReason::GuestShutDown))
-            }
             GuestEvent::Lost { how } => {
                 error!(how, "the guest's process is gone");
                 self.detail(format!("the guest's process is gone: {how}"));
@@ -78,7 +74,7 @@ impl Loop {
                 let kill = matches!(command, Command::Kill);
                 self.after_alone = Some(if kill { AfterAlone::Kill } else { AfterAlone::PowerDown });
                 if self.is_alone() {
-                    return Ok(self.after_alone()?);
+                    return self.after_alone();
                 }
                 self.step(PrimaryEvent::End(EndReason::Stopped))
             }

@@ -130,14 +130,18 @@ impl Loop {
         Ok(())
     }
 
-    pub(super) fn after_alone(&mut self) -> Result<(), PluginFailure> {
+    pub(super) fn after_alone(&mut self) -> Result<(), ProtectError> {
         match self.after_alone {
             Some(AfterAlone::PowerDown) => {
-                self.parts.guest.power_down().during("guest", "being asked to shut down")
+                self.parts.guest.power_down().during("guest", "being asked to shut down")?;
             }
-            Some(AfterAlone::Kill) => self.parts.guest.kill().during("guest", "being ended"),
-            None => Ok(()),
+            Some(AfterAlone::Kill) => {
+                self.parts.guest.kill().during("guest", "being ended")?;
+                self.step(PrimaryEvent::End(EndReason::GuestShutDown))?;
+            }
+            None => {}
         }
+        Ok(())
     }
 
     pub(super) fn acknowledged(&mut self, epoch: Epoch) {
