@@ -12,6 +12,7 @@
 
 use crate::network::{GUEST, Network, NetworkError, STANDBY, TAP};
 use crate::node::{Node, NodeError, Role};
+use aventine_engine::Status;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -51,6 +52,12 @@ pub enum LabError {
         /// Why not.
         source: io::Error,
     },
+    /// One side has lost the other though nobody killed anything.
+    #[error(
+        "The hosts lost each other before one was killed: on this machine, now, a heartbeat took longer than {0}. The \
+         guest and its data are safe then, but nothing is shown; try again when the machine is less busy"
+    )]
+    Busy(String),
     /// Somebody else uses the directory.
     #[error("Another demo runs in {0}: end it, or name another directory with --work")]
     Taken(PathBuf),
@@ -69,6 +76,8 @@ pub struct Parts {
     pub work: PathBuf,
     /// Time between two epochs, as the configuration writes it.
     pub interval: String,
+    /// How long a side may be silent before it counts as lost, as the configuration writes it.
+    pub detection: String,
 }
 
 /// The hosts' network and directories.
@@ -82,6 +91,7 @@ pub struct Lab {
 /// A primary and its standby, protecting.
 #[derive(Debug)]
 pub struct Pair {
+    detection: String,
     /// On host a. Dropped first, so that it does not fail over while the pair ends.
     pub primary: Node,
     /// On host b.
@@ -117,9 +127,13 @@ impl Lab {
         let (a, b) = (self.prepare("host-a")?, self.prepare("host-b")?);
         let standby = Node::start(&self.parts.program, &self.network.b, &b, Role::Standby)?;
         let primary = Node::start(&self.parts.program, &self.network.a, &a, Role::Protect)?;
-        let mut pair = Pair { primary, standby };
-        pair.primary.wait_for("protection", STARTUP, |status| status.state == "protected")?;
-        Ok(pair)
+        let mut pair = Pair { detection: self.parts.detection.clone(), primary, standby };
+        let decided = |status: &Status| matches!(&status.state[..], "protected" | "unprotected");
+        let status = pair.ask(|primary| primary.wait_for("protection", STARTUP, decided))?;
+        match status.state == "protected" {
+            true => Ok(pair),
+            false => Err(LabError::Busy(pair.detection)),
+        }
     }
 
     fn prepare(&self, host: &str) -> Result<PathBuf, LabError> {
@@ -168,11 +182,12 @@ impl Lab {
         ];
         let command = Value::from(command.map(Value::from).to_vec());
         let interval = Value::from(self.parts.interval.as_str());
+        let detection = Value::from(self.parts.detection.as_str());
         let arbiter = Value::from(text(&self.parts.work.join("arbiter")));
         format!(
             r#"name = "demo"
 heartbeat = "20ms"
-detection = "200ms"
+detection = {detection}
 
 [guest]
 plugin = "qemu"
@@ -207,10 +222,18 @@ path = {arbiter}
 }
 
 impl Pair {
+    /// Asks something of the primary. Where it fails because the standby has taken over already, the error says so.
+    pub fn ask<T>(&mut self, what: impl FnOnce(&mut Node) -> Result<T, NodeError>) -> Result<T, LabError> {
+        what(&mut self.primary).map_err(|error| match self.standby.status() {
+            Ok(status) if status.state == "active" => LabError::Busy(self.detection.clone()),
+            _ => error.into(),
+        })
+    }
+
     /// Loses the primary's host: its controller and its QEMU, at the same moment. Waits until the standby runs the
     /// guest.
     pub fn fail_over(&mut self, guest_first: bool) -> Result<(), LabError> {
-        self.primary.kill(guest_first)?;
+        self.ask(|primary| primary.kill(guest_first))?;
         self.standby.wait_for("the takeover", TAKEOVER, |status| status.state == "active")?;
         Ok(())
     }

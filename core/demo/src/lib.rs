@@ -94,6 +94,7 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
         initrd: options.initrd.clone(),
         work: options.work.clone(),
         interval: options.interval.clone(),
+        detection: "200ms".into(),
     })?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut rounds = Vec::new();
@@ -119,10 +120,10 @@ fn round(lab: &Lab, random: &mut StdRng) -> Result<Round, DemoError> {
     let connection = checker::connect(lab.network(), lab::STARTUP)?;
     eprintln!("  protected; a Redis client writes on one TCP connection");
     let load = Load::start(connection, random.random());
-    let floor = pair.primary.floor(FLOOR_ROUNDS)?;
-    let (before, began) = (pair.primary.status()?, Instant::now());
+    let floor = pair.ask(|primary| primary.floor(FLOOR_ROUNDS))?;
+    let (before, began) = (pair.ask(|primary| primary.status())?, Instant::now());
     thread::sleep(Duration::from_millis(random.random_range(LIFE_MS)));
-    let (after, watched) = (pair.primary.status()?, began.elapsed());
+    let (after, watched) = (pair.ask(|primary| primary.status())?, began.elapsed());
     eprintln!("  {} writes acknowledged; killing the primary's controller and QEMU", load.answers());
     let lost_at = Instant::now();
     pair.fail_over(random.random())?;

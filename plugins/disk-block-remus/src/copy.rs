@@ -6,7 +6,7 @@
 //! whatever it had before is overwritten: holes are sent as zeroes.
 
 use crate::device::Device;
-use crate::image::{Extent, Image, ImageError, ZEROES};
+use crate::image::{Image, ImageError, ZEROES};
 use crate::outbox::{Origin, Outbox};
 use crate::wire::Change;
 
@@ -15,49 +15,76 @@ const PIECE: usize = 256 << 10;
 
 /// Copies the whole image. Ends early where replication does.
 pub(crate) fn copy(device: &Device, image: &Image, outbox: &Outbox) {
-    if let Err(error) = copy_pieces(device, image, outbox) {
-        outbox.fail(error.into());
+    let mut copier = Copier { device, image, outbox, at: 0, covers: 0 };
+    match copier.copy() {
+        Ok(true) => outbox.push_copied(copier.covers),
+        Ok(false) => {}
+        Err(error) => outbox.fail(error.into()),
     }
 }
 
-fn copy_pieces(device: &Device, image: &Image, outbox: &Outbox) -> Result<(), ImageError> {
-    let mut at = 0;
-    // A piece counts as copied with the one after it, the last with the end of the copy: whoever sees the copy
-    // complete can seal an epoch.
-    let mut covers = 0;
-    let mut buffer = vec![0; PIECE];
-    while at < image.size() {
-        let end = match image.extent(at)? {
-            Extent::Hole { end } => end,
-            Extent::Data { end } => end.min(at + PIECE as u64),
-        };
-        if !outbox.reserve(Outbox::cost(1, PIECE), Origin::Copy) {
-            return Ok(());
+struct Copier<'a> {
+    device: &'a Device,
+    image: &'a Image,
+    outbox: &'a Outbox,
+    at: u64,
+    /// Length of the last piece. It counts as copied with the piece after it, the last of all with the end of the
+    /// copy: whoever sees the copy complete can seal an epoch.
+    covers: u64,
+}
+
+impl Copier<'_> {
+    /// `false`: replication has ended.
+    fn copy(&mut self) -> Result<bool, ImageError> {
+        let mut buffer = vec![0; PIECE];
+        while self.at < self.image.size() {
+            let data = self.image.next_data(self.at)?;
+            let hole = self.image.next_hole(data)?;
+            if data > self.at && !self.piece(data, &mut [])? {
+                return Ok(false);
+            }
+            // Not past a part of the hole that was written meanwhile: what it has now is looked up again.
+            while (data..hole).contains(&self.at) {
+                let end = hole.min(self.at + PIECE as u64);
+                if !self.piece(end, &mut buffer[..(end - self.at) as usize])? {
+                    return Ok(false);
+                }
+            }
         }
-        let _held = device.ranges.lock(at, end - at);
-        // Looked at again: before the lock the guest may have written into a hole.
-        let (end, change) = match image.extent(at)? {
-            Extent::Hole { end: hole } => {
-                let end = end.min(hole);
-                (end, Change::zero(at, end - at, true))
-            }
-            Extent::Data { end: data } => {
-                let end = end.min(data).min(at + PIECE as u64);
-                (end, read(image, at, &mut buffer[..(end - at) as usize])?)
-            }
-        };
-        outbox.push(vec![change], Outbox::cost(1, PIECE), covers);
-        covers = end - at;
-        at = end;
+        Ok(true)
     }
-    outbox.push_copied(covers);
-    Ok(())
-}
 
-fn read(image: &Image, at: u64, piece: &mut [u8]) -> Result<Change, ImageError> {
-    image.read(at, piece)?;
-    if *piece == ZEROES[..piece.len()] {
-        return Ok(Change::zero(at, piece.len() as u64, true));
+    /// Copies up to `end`, by way of `buffer`; with an empty one, what was a hole up to `end` and still is.
+    /// `false`: replication has ended.
+    fn piece(&mut self, end: u64, buffer: &mut [u8]) -> Result<bool, ImageError> {
+        let cost = Outbox::cost(1, buffer.len());
+        if !self.outbox.reserve(cost, Origin::Copy) {
+            return Ok(false);
+        }
+        let at = self.at;
+        let _held = self.device.ranges.lock(at, end - at);
+        let (end, change) = if buffer.is_empty() {
+            // Looked at again: before the lock, the guest may have written into it.
+            let end = end.min(self.image.next_data(at)?);
+            if end == at {
+                self.outbox.push(Vec::new(), cost, 0);
+                return Ok(true);
+            }
+            (end, Change::zero(at, end - at, true))
+        } else {
+            (end, self.read(buffer)?)
+        };
+        self.outbox.push(vec![change], cost, self.covers);
+        self.covers = end - at;
+        self.at = end;
+        Ok(true)
     }
-    Ok(Change::piece(at, piece.to_vec()))
+
+    fn read(&self, piece: &mut [u8]) -> Result<Change, ImageError> {
+        self.image.read(self.at, piece)?;
+        if *piece == ZEROES[..piece.len()] {
+            return Ok(Change::zero(self.at, piece.len() as u64, true));
+        }
+        Ok(Change::piece(self.at, piece.to_vec()))
+    }
 }

@@ -71,15 +71,6 @@ impl From<ImageError> for PluginError {
     }
 }
 
-/// What is at a position, up to where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Extent {
-    /// Nothing is allocated; reads as zero.
-    Hole { end: u64 },
-    /// May hold something else.
-    Data { end: u64 },
-}
-
 /// An open image, locked against every other process.
 pub(crate) struct Image {
     file: File,
@@ -230,24 +221,34 @@ impl Image {
         })
     }
 
-    /// What is at `offset`. One caller at a time: it moves the file's position.
-    pub(crate) fn extent(&self, offset: u64) -> Result<Extent, ImageError> {
-        let failed = |e: Errno| ImageError::Read {
+    /// Where from `offset` on something is allocated, at the latest the end of the image. Up to there it reads as
+    /// zero. One caller at a time, here and in [`Image::next_hole`]: both move the file's position.
+    pub(crate) fn next_data(&self, offset: u64) -> Result<u64, ImageError> {
+        match seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) => Ok(data.min(self.size)),
+            Err(Errno::NXIO) => Ok(self.size),
+            // Block devices cannot tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(offset),
+            Err(e) => Err(self.extent_error(offset, e)),
+        }
+    }
+
+    /// Where from `offset` on nothing is allocated, at the latest the end of the image. Takes time in proportion to
+    /// what is passed over.
+    pub(crate) fn next_hole(&self, offset: u64) -> Result<u64, ImageError> {
+        match seek(&self.file, rustix::fs::SeekFrom::Hole(offset)) {
+            Ok(hole) => Ok(hole.min(self.size)),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(self.size),
+            Err(e) => Err(self.extent_error(offset, e)),
+        }
+    }
+
+    fn extent_error(&self, offset: u64, error: Errno) -> ImageError {
+        ImageError::Read {
             path: self.path.clone(),
             offset,
             len: self.size - offset,
-            source: Arc::new(e.into()),
-        };
-        match seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
-            Ok(data) if data > offset => Ok(Extent::Hole { end: data.min(self.size) }),
-            Ok(_) => {
-                let end = seek(&self.file, rustix::fs::SeekFrom::Hole(offset)).map_err(failed)?;
-                Ok(Extent::Data { end: end.min(self.size) })
-            }
-            Err(Errno::NXIO) => Ok(Extent::Hole { end: self.size }),
-            // Block devices cannot tell.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Extent::Data { end: self.size }),
-            Err(e) => Err(failed(e)),
+            source: Arc::new(error.into()),
         }
     }
 }
@@ -318,10 +319,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("web.img");
         let image = Image::create(&path, 1 << 20).unwrap();
-        assert_eq!(image.extent(0).unwrap(), Extent::Hole { end: 1 << 20 });
+        assert_eq!(image.next_data(0).unwrap(), 1 << 20);
+        assert_eq!(image.next_hole(0).unwrap(), 0);
         image.write(0, &[7; 1 << 20], false).unwrap();
         image.write(100, &[9; 10], true).unwrap();
-        assert_eq!(image.extent(0).unwrap(), Extent::Data { end: 1 << 20 });
+        assert_eq!(image.next_data(5).unwrap(), 5);
+        assert_eq!(image.next_hole(5).unwrap(), 1 << 20);
         let blocks = || fs::metadata(&path).unwrap().blocks();
         image.sync().unwrap();
         let before = blocks();

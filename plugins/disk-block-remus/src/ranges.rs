@@ -53,6 +53,14 @@ impl Drop for Held<'_> {
 }
 
 #[cfg(test)]
+impl Ranges {
+    /// How many locks have been asked for.
+    pub(crate) fn asked(&self) -> u64 {
+        lock(&self.asked).next
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::mpsc::channel;
@@ -71,7 +79,7 @@ mod tests {
                     let _held = ranges.lock(5, 10);
                     tx.send(n).unwrap();
                 });
-                while lock(&ranges.asked).next <= ticket {
+                while ranges.asked() <= ticket {
                     thread::yield_now();
                 }
             }

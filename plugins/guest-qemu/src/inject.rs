@@ -62,7 +62,8 @@ impl StoppedProcess {
         // SAFETY: registers are plain numbers, for which zero is a value.
         let saved = unsafe { std::mem::zeroed() };
         let mut process = StoppedProcess { pid, instruction: 0, saved, mask: 0 };
-        process.interrupt(libc::PTRACE_CONT)?;
+        process.interrupt()?;
+        process.until_interrupted()?;
         process.instruction = find_instruction(pid)?;
         let (saved, mask) = (&raw mut process.saved as usize, &raw mut process.mask as usize);
         request(pid, libc::PTRACE_GETREGS, 0, saved).map_err(trace("reading its registers"))?;
@@ -105,30 +106,37 @@ impl StoppedProcess {
     }
 
     /// Lets the process go on as if nothing had happened.
-    pub(crate) fn resume(mut self) -> Result<(), InjectError> {
-        self.interrupt(libc::PTRACE_CONT)?;
-        let saved = self.saved;
-        self.set_registers(&saved)?;
+    pub(crate) fn resume(self) -> Result<(), InjectError> {
+        self.interrupt()?;
+        self.go_on(0)?;
+        self.until_interrupted()?;
+        self.set_registers(&self.saved)?;
         let mask = &raw const self.mask as usize;
         request(self.pid, PTRACE_SETSIGMASK, SIGSET, mask).map_err(trace("restoring its signal mask"))
     }
 
-    fn set_registers(&mut self, registers: &libc::user_regs_struct) -> Result<(), InjectError> {
+    fn set_registers(&self, registers: &libc::user_regs_struct) -> Result<(), InjectError> {
         let address = std::ptr::from_ref(registers) as usize;
         request(self.pid, libc::PTRACE_SETREGS, 0, address).map_err(trace("setting its registers"))
     }
 
-    /// Brings the thread, running or stopped, to an interrupt stop; signals on the way are delivered.
-    fn interrupt(&mut self, go_on: libc::c_uint) -> Result<(), InjectError> {
-        request(self.pid, libc::PTRACE_INTERRUPT, 0, 0).map_err(trace("interrupting it"))?;
-        // Fails where the thread is not stopped, and then it needs no push.
-        let _running = request(self.pid, go_on, 0, 0);
+    /// Asks for an interrupt stop. A running thread comes to it by itself; one that is stopped has to go on first.
+    fn interrupt(&self) -> Result<(), InjectError> {
+        request(self.pid, libc::PTRACE_INTERRUPT, 0, 0).map_err(trace("interrupting it"))
+    }
+
+    /// Waits for the interrupt stop; signals on the way are delivered.
+    fn until_interrupted(&self) -> Result<(), InjectError> {
         loop {
             match self.wait()? {
                 INTERRUPTED => return Ok(()),
-                signal => request(self.pid, go_on, 0, signal as usize).map_err(trace("running it"))?,
+                signal => self.go_on(signal)?,
             }
         }
+    }
+
+    fn go_on(&self, signal: i32) -> Result<(), InjectError> {
+        request(self.pid, libc::PTRACE_CONT, 0, signal as usize).map_err(trace("running it"))
     }
 
     /// Waits for the next stop. The end of the process is left for its owner to collect.
@@ -197,7 +205,7 @@ mod tests {
         let pid = Pid::from_child(&child);
         let mut output = child.stdout.take().unwrap();
         output.read_exact(&mut [0; 6]).unwrap();
-        for _ in 0..3 {
+        for _ in 0..1000 {
             let mut stopped = StoppedProcess::stop(pid).unwrap();
             let answer = stopped.call("getpid", libc::SYS_getpid, [0; 3]).unwrap();
             assert_eq!(answer, pid.as_raw_nonzero().get() as u64);

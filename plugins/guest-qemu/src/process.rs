@@ -109,6 +109,12 @@ impl Process {
     /// Ends it at once: on return none of its threads runs. Idempotent.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
         self.killed = true;
+        // The command may have been a wrapper that made QEMU its own child. The group is this child's for certain
+        // only until the child is collected.
+        if self.child.try_wait()?.is_none() {
+            let group = Pid::from_child(&self.child);
+            let _already_gone = rustix::process::kill_process_group(group, Signal::KILL);
+        }
         self.child.kill()?;
         self.child.wait().map(drop)
     }

@@ -1,5 +1,7 @@
 use super::*;
+use crate::device::Device;
 use aventine_api::Disengage;
+use std::os::unix::fs::FileExt;
 use std::thread;
 
 #[test]
@@ -56,6 +58,64 @@ fn concurrent_overlapping_writes_end_the_same_on_both_sides() {
     (0..5).for_each(|seed| round(&mut pair, seed));
 }
 
+/// Waits until somebody has asked for a lock after the first `before`.
+fn await_asked(device: &Device, before: u64) {
+    let start = Instant::now();
+    while device.ranges.asked() <= before {
+        assert!(start.elapsed() < LIMIT, "nobody asks for the range");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_change_waits_for_whoever_has_its_range() {
+    let pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
+    let device = &pair.primary.disk.device;
+    thread::scope(|s| {
+        let held = device.ranges.lock(1000, 1000);
+        let asked = device.ranges.asked();
+        let writers = [
+            s.spawn(|| pair.block.write(500, &[7; 501], false).unwrap()),
+            s.spawn(|| pair.block.trim(1999, 1).unwrap()),
+        ];
+        await_asked(device, asked + 1);
+        pair.block.write(2000, b"beside it", false).unwrap();
+        assert!(writers.iter().all(|w| !w.is_finished()));
+        assert_eq!(pair.image(PRIMARY)[..2000], pattern(MIB, 1)[..2000]);
+        drop(held);
+    });
+    assert_eq!(pair.image(PRIMARY)[500..1001], [7; 501]);
+}
+
+#[test]
+fn the_copy_reads_a_range_only_when_nobody_changes_it() {
+    for (hole, written) in [(false, MIB), (true, MIB), (true, 0)] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = fs::File::create(dir.path().join(PRIMARY)).unwrap();
+        file.set_len(4 * MIB as u64).unwrap();
+        if !hole {
+            file.write_all_at(&pattern(4 * MIB, 1), 0).unwrap();
+        }
+        let mut primary = Half::open(dir.path(), Side::Primary, PRIMARY, 64 * MIB).unwrap();
+        let mut standby = Half::open(dir.path(), Side::Standby, STANDBY, 64 * MIB).unwrap();
+        let wire = Arc::new(Wire::default());
+        wire.change(|s| s.capacity = 4);
+        let device = Arc::clone(&primary.disk.device);
+        let held = device.ranges.lock(0, 4 * MIB as u64);
+        primary.disk.replicate(Box::new(End(wire.clone()))).unwrap();
+        standby.disk.receive(Box::new(End(wire.clone()))).unwrap();
+        await_asked(&device, 1);
+        // As a write would that had the range before the copy asked for it.
+        file.write_all_at(&pattern(5000, 2), written as u64).unwrap();
+        drop(held);
+        let block = primary.disk.block();
+        let mut pair = Pair { primary, standby, wire, block, dir };
+        pair.finish_copy();
+        pair.epoch(1);
+        pair.assert_same();
+    }
+}
+
 #[test]
 fn the_copy_is_live() {
     // A narrow channel keeps the copy going while the guest writes.
@@ -90,15 +150,18 @@ fn sealing_never_waits_for_the_channel() {
     // The channel is stuck and the queue is full: a write waits.
     pair.wire.change(|s| s.held = true);
     let block = Arc::clone(&pair.block);
+    let (done, written) = channel();
     let writer = thread::spawn(move || {
         for i in 0..10 {
             block.write(0, &pattern(4 * MIB, i), false).unwrap();
         }
+        done.send(()).unwrap();
     });
     pair.wire.wait(|s| s.records.len() == s.capacity);
     assert_eq!(pair.primary.event(), Event::EpochWanted);
     // The pause is near: the write must end, or the hypervisor would wait for the network.
     pair.primary.disk.pausing();
+    written.recv_timeout(LIMIT).unwrap();
     writer.join().unwrap();
     assert_eq!(pair.primary.disk.stats().written_bytes, 40 * MIB as u64);
     pair.primary.disk.seal(Epoch(2)).unwrap();
@@ -115,23 +178,25 @@ fn a_full_queue_holds_the_guest_back_until_there_is_room() {
     let mut pair = Pair::armed(&pattern(8 * MIB, 1), 16 * MIB);
     pair.wire.change(|s| {
         s.held = true;
-        s.capacity = 1;
+        s.capacity = 0;
     });
+    // With one write beyond a quarter of the buffer the queue is full.
+    pair.block.write(0, &pattern(5 * MIB, 2), false).unwrap();
+    assert_eq!(pair.primary.event(), Event::EpochWanted);
     let (done, written) = channel();
     let block = Arc::clone(&pair.block);
     let writer = thread::spawn(move || {
-        for i in 0..12 {
-            block.write(0, &pattern(MIB, i), false).unwrap();
-            done.send(i).unwrap();
-        }
+        block.write(MIB as u64, &pattern(MIB, 3), false).unwrap();
+        done.send(()).unwrap();
     });
-    assert_eq!(pair.primary.event(), Event::EpochWanted, "above a quarter of the buffer");
-    pair.wire.wait(|s| s.records.len() == 1);
-    // At most a record in the channel, the queue, and one write that found room.
-    assert!(written.try_iter().count() <= 9 && !writer.is_finished());
-    pair.wire.change(|s| s.held = false);
+    let waits = written.recv_timeout(Duration::from_millis(50));
+    assert!(waits.is_err(), "the write found room where there is none");
+    pair.wire.change(|s| {
+        s.held = false;
+        s.capacity = 4;
+    });
+    written.recv_timeout(LIMIT).unwrap();
     writer.join().unwrap();
-    assert_eq!(written.iter().last(), Some(11));
     pair.epoch(2);
     pair.assert_same();
     pair.primary.assert_silent();

@@ -16,7 +16,7 @@ fn machines_with_unreplicated_parts_are_refused() {
     let cases: [(&[&str], &str, &str); 6] = [
         (&["-vga", "std"], "vga.vram", "-vga none"),
         (&["-device", "virtio-balloon-pci"], "virtio-balloon-pci", "dirty bit"),
-        (&["-device", "e1000,netdev=mine", "-netdev", "hubport,id=mine,hubid=0"], "mine", "[[network]]"),
+        (&["-device", "e1000,netdev=mine", "-netdev", "user,id=mine"], "mine", "[[network]]"),
         (&["-drive", "file=disk.img,format=raw,if=virtio"], "virtio0", "[[disk]]"),
         (&["-drive", "file=disk.img,format=raw,if=virtio,readonly=on,cache=none"], "virtio0", "cache.direct"),
         (
