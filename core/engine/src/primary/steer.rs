@@ -174,6 +174,9 @@ impl Loop {
             return self.guest_event(event);
         }
         let text = failure.chain();
+        if failure.source.code() == ErrorCode::PeerLost && failure.id != "guest" {
+            return self.link_lost(&text);
+        }
         self.detail(text.clone());
         self.step(PrimaryEvent::End(EndReason::LocalError(text)))
     }
