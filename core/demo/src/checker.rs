@@ -1,6 +1,6 @@
 //! A Redis client that knows what it was promised.
 //!
-//! One TCP connection carries commands 0, 1, 2, … with [`WINDOW`] of them unanswered at most. Even ones are
+//! One TCP connection carries commands 0, 1, 2, … with `WINDOW` of them unanswered at most. Even ones are
 //! `SET key:I value`, each key once; odd ones are `INCR counter:C`, round robin. Redis answers in order, so what is
 //! acknowledged is always a prefix: `acknowledged ≤ attempted`. Afterwards
 //!
