@@ -20,7 +20,9 @@ use aventine_api::{
     Disk, Epoch, ErrorCode, GuestEvent, Link, LinkAbort, Listener, PluginError, SessionId, Side, Verdict,
 };
 use aventine_config::Config;
-use aventine_protocol::{Hello, Message, Standby, StandbyAction, StandbyEvent, StandbyState, differences};
+use aventine_protocol::{
+    EndReason, Hello, Message, Standby, StandbyAction, StandbyEvent, StandbyState, differences,
+};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -214,7 +216,7 @@ impl Session {
             match self.machine.state() {
                 StandbyState::Active => return Ok(SessionEnd::Active(Box::new(parts))),
                 StandbyState::Ended(reason) => {
-                    let why = self.failure.take().unwrap_or_else(|| format!("the primary ended: {reason:?}"));
+                    let why = self.failure.take().unwrap_or_else(|| ending(reason.as_ref()));
                     return Ok(SessionEnd::Over(why));
                 }
                 _ => {}
@@ -413,6 +415,16 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.abort.abort();
         self.buffers.close();
+    }
+}
+
+/// Why a session is over, for a person.
+fn ending(reason: Option<&EndReason>) -> String {
+    match reason {
+        Some(EndReason::Stopped) => "the primary ended protection; the guest runs on there".to_owned(),
+        Some(EndReason::GuestShutDown) => "the guest has shut down".to_owned(),
+        Some(EndReason::LocalError(why)) => format!("the primary could not go on replicating: {why}"),
+        None => "the primary is lost, and the guest is not this side's".to_owned(),
     }
 }
 
