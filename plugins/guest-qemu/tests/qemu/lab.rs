@@ -181,6 +181,14 @@ pub(crate) fn counter(guest: &dyn Guest, page: usize) -> u32 {
     unsafe { region(guest).host.as_ptr().add(at).cast::<u32>().read_volatile() }
 }
 
+/// Waits until the counting guest is past the firmware, which uses the same memory for other things before.
+#[track_caller]
+pub(crate) fn until_counting(guest: &dyn Guest) {
+    // SAFETY: inside the region. The guest puts the number of its boot drive there, first of all.
+    let drive = || unsafe { region(guest).host.as_ptr().add(0x7c36).read_volatile() };
+    until("the guest counts", || drive() == 0x80 && counter(guest, 0) > 2);
+}
+
 /// Copies pages of the guest's memory to their place in `image`.
 pub(crate) fn copy_pages(guest: &dyn Guest, dirty: &PageBitmap, image: &mut [u8]) {
     let host = region(guest).host.as_ptr();

@@ -2,7 +2,7 @@
 
 use crate::lab::{
     BUFFER, COUNTERS, Program, Replica, boot, counter, difference, kill_process, memory, next_event, ok,
-    region, until,
+    region, until, until_counting,
 };
 use aventine_api::{ErrorCode, GuestEvent, PageBitmap, Side};
 
@@ -17,6 +17,9 @@ fn dirty_pages_miss_nothing() {
     let mut sectors = std::collections::BTreeSet::new();
     for round in 0..300 {
         ok(lab.resume());
+        if round == 100 {
+            until_counting(&*lab);
+        }
         if round > 100 {
             let before = counter(&*lab, 0);
             until("another round", || counter(&*lab, 0) != before);
@@ -43,7 +46,7 @@ fn a_paused_guest_stands_still_and_goes_on() {
     let mut lab = boot(Side::Primary, Program::Count);
     ok(lab.resume());
     ok(lab.resume());
-    until("counting", || counter(&*lab, 0) > 2);
+    until_counting(&*lab);
     for _ in 0..20 {
         ok(lab.pause());
         ok(lab.pause());
@@ -117,7 +120,7 @@ fn a_death_in_the_middle_of_an_epoch_fails_the_epoch() {
     for step in ["pause", "state", "dirty"] {
         let mut lab = boot(Side::Primary, Program::Count);
         ok(lab.resume());
-        until("counting", || counter(&*lab, 0) > 0);
+        until_counting(&*lab);
         let mut dirty = PageBitmap::new(region(&*lab).pages);
         let error = match step {
             "pause" => {

@@ -2,7 +2,7 @@
 
 use crate::lab::{
     BUFFER, COUNTERS, Lab, Program, Replica, boot, boot_disk, command, counter, memory, new_guest,
-    next_event, ok, region, until,
+    next_event, ok, region, until, until_counting,
 };
 use aventine_api::{Attachments, ErrorCode, GuestEvent, NetAttachment, Side};
 use std::io::Read;
@@ -32,6 +32,8 @@ fn a_checkpoint_comes_to_life_and_counts_on() {
     assert_eq!(standby.resume().unwrap_err().code(), ErrorCode::Internal);
 
     let mut replica = Replica::new(&*primary);
+    ok(primary.resume());
+    until_counting(&*primary);
     for _ in 0..20 {
         ok(primary.resume());
         let before = counter(&*primary, 0);
@@ -108,7 +110,7 @@ fn attachments_reach_the_devices_of_the_command() {
     ok(lab.start(&attachments));
     let (mut network, _) = listener.accept().unwrap();
     ok(lab.resume());
-    until("counting", || counter(&*lab, 0) > 10);
+    until_counting(&*lab);
     ok(lab.kill());
     network.read_to_end(&mut Vec::new()).unwrap();
     // One client was the probe above, and without --persistent the server has ended with it or ends with QEMU.
