@@ -136,6 +136,15 @@ impl Lab {
         }
     }
 
+    /// Starts the standby of a pair anew, with what the ended one left on its host, and waits until the guest is
+    /// protected again.
+    pub fn restart_standby(&self, pair: &mut Pair) -> Result<(), LabError> {
+        let dir = self.parts.work.join("host-b");
+        pair.standby = Node::start(&self.parts.program, &self.network.b, &dir, Role::Standby)?;
+        pair.ask(|primary| primary.wait_for("protection anew", STARTUP, |status| status.state == "protected"))?;
+        Ok(())
+    }
+
     fn prepare(&self, host: &str) -> Result<PathBuf, LabError> {
         let dir = self.parts.work.join(host);
         let made = || -> io::Result<()> {

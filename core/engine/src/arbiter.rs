@@ -12,22 +12,21 @@ use tracing::{info, warn};
 /// How long to wait before asking an arbiter again that gave no verdict.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Asks the arbiter for one side of one session.
+/// Asks the arbiter for one side.
 pub(crate) struct Claimant {
-    claims: Sender<()>,
+    claims: Sender<SessionId>,
 }
 
 impl Claimant {
     /// Starts the thread; `answer` gets a verdict for each claim. An arbiter that cannot be asked is undecided.
     pub(crate) fn start(
         mut arbiter: Box<dyn Arbiter>,
-        session: SessionId,
         side: Side,
         answer: impl Fn(Verdict) + Send + 'static,
     ) -> Claimant {
         let (claims, asked) = channel();
         thread::spawn(move || {
-            for () in asked {
+            for session in asked {
                 let verdict = arbiter.claim(session, side).unwrap_or_else(|error| {
                     warn!(error = error.chain(), "the arbiter cannot be asked; asking again");
                     Verdict::Undecided
@@ -43,10 +42,10 @@ impl Claimant {
         Claimant { claims }
     }
 
-    /// Claims; the verdict comes through `answer`.
-    pub(crate) fn claim(&self) {
+    /// Claims the guest of `session`; the verdict comes through `answer`.
+    pub(crate) fn claim(&self, session: SessionId) {
         // The thread ends only when this end is dropped.
-        let _ = self.claims.send(());
+        let _ = self.claims.send(session);
     }
 }
 

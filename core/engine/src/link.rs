@@ -2,11 +2,11 @@
 
 use crate::ProtectError;
 use crate::control::{Command, Inbox, Status};
-use crate::parts::{During, Parts, PluginFailure};
+use crate::parts::{During, PluginFailure, Report};
 use crate::primary::Event;
 use crate::silence::Heard;
 use crate::wire::{ControlTx, DiskTx, FrameRx, FrameTx, WireError};
-use aventine_api::{ChannelRx, Epoch, ErrorCode, Link, LinkAbort, PluginError, SessionId, Transport};
+use aventine_api::{ChannelRx, Disk, Epoch, ErrorCode, Link, LinkAbort, PluginError, SessionId, Transport};
 use aventine_config::Config;
 use aventine_protocol::{Hello, Message};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
-use tracing::info;
+use tracing::{debug, info, warn};
 
 /// How long the other side may take for one step of the handshake.
 pub(crate) const STEP: Duration = Duration::from_secs(10);
@@ -23,8 +23,13 @@ const READY: Duration = Duration::from_secs(120);
 /// How long one attempt to connect may take before the operator's commands are looked at.
 const ATTEMPT: Duration = Duration::from_millis(500);
 
+/// How often a lost standby is looked for.
+const REDIAL: Duration = Duration::from_millis(500);
+
 /// The primary's link without its bulk channels.
 pub(crate) struct PrimaryLink {
+    /// Tells its events from those of links before it.
+    pub(crate) number: u32,
     pub(crate) session: SessionId,
     pub(crate) control: ControlTx,
     /// From the agreement on: the standby listens for it while this side still prepares. `None` once the link is given up.
@@ -61,50 +66,101 @@ pub enum HandshakeError {
     Random(#[from] rustix::io::Errno),
 }
 
-/// Connects to the standby and agrees with it; `None` when the operator gave up meanwhile. Waits for a standby for as
-/// long as it takes.
+/// Connects to the standby; `None` when the operator gave up meanwhile. Waits for a standby for as long as it takes.
 pub(crate) fn connect(
     config: &Config,
     transport: &mut dyn Transport,
-    signature: Vec<(String, String)>,
-    parts: &Parts,
     inbox: &Inbox,
-    to_loop: &Sender<Event>,
-    events: &Receiver<Event>,
-) -> Result<Option<Connected>, ProtectError> {
-    let transport_id = &config.transport.id;
+) -> Result<Option<Box<dyn Link>>, PluginFailure> {
     inbox.say("connecting", "waiting for the standby");
-    let mut link = loop {
+    loop {
         match transport.connect(ATTEMPT) {
-            Ok(link) => break link,
-            Err(e) if e.code() == ErrorCode::TimedOut || e.code() == ErrorCode::PeerLost => {
-                inbox.say("connecting", &e.chain());
-            }
-            Err(e) => return Err(Err::<(), _>(e).during(transport_id, "connecting").unwrap_err().into()),
+            Ok(link) => return Ok(Some(link)),
+            Err(e) if is_absence(&e) => inbox.say("connecting", &e.chain()),
+            Err(e) => return Err(e).during(&config.transport.id, "connecting"),
         }
         if inbox.wants_end() {
             return Ok(None);
         }
-    };
+    }
+}
+
+/// Whether the error only says that no standby is there.
+fn is_absence(error: &PluginError) -> bool {
+    matches!(error.code(), ErrorCode::TimedOut | ErrorCode::PeerLost)
+}
+
+/// Connects again after the standby was lost, on a thread of its own: the guest's loop goes on.
+pub(crate) struct Dialer {
+    delays: Sender<Duration>,
+}
+
+impl Dialer {
+    pub(crate) fn start(mut transport: Box<dyn Transport>, to_loop: Sender<Event>) -> Dialer {
+        let (delays, asked) = channel();
+        thread::spawn(move || {
+            for delay in asked {
+                thread::sleep(delay);
+                let link = loop {
+                    match transport.connect(ATTEMPT) {
+                        Ok(link) => break link,
+                        Err(e) if is_absence(&e) => debug!(error = e.chain(), "no standby yet"),
+                        Err(e) => warn!(error = e.chain(), "cannot look for a standby; trying again"),
+                    }
+                    thread::sleep(REDIAL);
+                };
+                if to_loop.send(Event::Linked(link)).is_err() {
+                    return;
+                }
+            }
+        });
+        Dialer { delays }
+    }
+
+    /// Looks for a standby after `delay`, until there is one; it comes as [`Event::Linked`].
+    pub(crate) fn dial(&self, delay: Duration) {
+        // The thread ends only with the loop.
+        let _ = self.delays.send(delay);
+    }
+}
+
+/// What the two sides agree on, and where the answers go.
+pub(crate) struct Terms<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) signature: &'a [(String, String)],
+    pub(crate) to_loop: &'a Sender<Event>,
+    pub(crate) events: &'a Receiver<Event>,
+    /// Whether the operator has given up.
+    pub(crate) gives_up: &'a dyn Fn() -> bool,
+}
+
+/// Agrees with the standby and opens the channels; `None` when the operator gave up meanwhile. `number` tells this
+/// link's events from those of links before it.
+pub(crate) fn agree(
+    terms: &Terms<'_>,
+    mut link: Box<dyn Link>,
+    number: u32,
+    disks: &[(String, Box<dyn Disk>)],
+) -> Result<Option<Connected>, ProtectError> {
+    let transport_id = &terms.config.transport.id;
     let sent = Arc::new(AtomicU64::new(0));
     let heard = Heard::default();
     let (tx, rx) = link.open("control", None, STEP).during(transport_id, "opening the control channel")?;
     let control = ControlTx::new(FrameTx::new(tx, Arc::clone(&sent)));
-    let (to_loop, ended) = (to_loop.clone(), to_loop.clone());
+    let (to_loop, ended) = (terms.to_loop.clone(), terms.to_loop.clone());
     spawn_control_reader(
         rx,
         heard.clone(),
-        move |epoch, message| to_loop.send(Event::Message(epoch, message)).is_ok(),
-        move |error| drop(ended.send(Event::ControlLost(error))),
+        move |epoch, message| to_loop.send(Event::Message(number, epoch, message)).is_ok(),
+        move |error| drop(ended.send(Event::ChannelLost(number, error))),
     );
     let mut session = [0; 16];
     rustix::rand::getrandom(&mut session, rustix::rand::GetRandomFlags::empty())
         .map_err(HandshakeError::Random)?;
     let session = SessionId(session);
-    control
-        .send(Epoch::COPY, &Message::Hello(Hello { session, signature }))
-        .during(transport_id, "greeting the standby")?;
-    match await_message(events, inbox, STEP)? {
+    let hello = Hello { session, signature: terms.signature.to_vec() };
+    control.send(Epoch::COPY, &Message::Hello(hello)).during(transport_id, "greeting the standby")?;
+    match await_message(terms, number, STEP)? {
         Some(Message::Accept) => {}
         Some(Message::Refuse(reason)) => return Err(ProtectError::Refused { reason }),
         Some(other) => return Err(HandshakeError::Unexpected(other).into()),
@@ -112,24 +168,24 @@ pub(crate) fn connect(
     }
     let (tx, _) = link.open("pages", None, STEP).during(transport_id, "opening the pages channel")?;
     let pages = FrameTx::new(tx, Arc::clone(&sent));
-    let open_disk = |(id, disk): &(String, Box<dyn aventine_api::Disk>)| -> Result<DiskTx, PluginFailure> {
+    let open_disk = |(id, disk): &(String, Box<dyn Disk>)| -> Result<DiskTx, PluginFailure> {
         let route = disk.route();
         let (tx, _) = link
             .open(&format!("disk:{id}"), route.as_deref(), STEP)
             .during(transport_id, "opening a disk's channel")?;
         Ok(DiskTx(FrameTx::new(tx, Arc::clone(&sent))))
     };
-    let disks = parts.disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+    let disks = disks.iter().map(open_disk).collect::<Result<_, _>>()?;
     info!(%session, peer = link.peer(), "the standby has accepted");
     let (abort, peer) = (link.aborter(), link.peer());
-    let heartbeat = Some(Heartbeat::start(control.clone(), config.heartbeat));
-    let primary = PrimaryLink { session, control, heartbeat, heard, abort, sent, peer, _link: link };
+    let heartbeat = Some(Heartbeat::start(control.clone(), terms.config.heartbeat));
+    let primary = PrimaryLink { number, session, control, heartbeat, heard, abort, sent, peer, _link: link };
     Ok(Some(Connected { primary, pages, disks }))
 }
 
 /// Waits until the standby is ready for the initial copy; `false` when the operator gave up meanwhile.
-pub(crate) fn await_ready(inbox: &Inbox, events: &Receiver<Event>) -> Result<bool, ProtectError> {
-    match await_message(events, inbox, READY)? {
+pub(crate) fn await_ready(terms: &Terms<'_>, number: u32) -> Result<bool, ProtectError> {
+    match await_message(terms, number, READY)? {
         Some(Message::Ready) => Ok(true),
         Some(Message::Refuse(reason)) => Err(ProtectError::Refused { reason }),
         Some(other) => Err(HandshakeError::Unexpected(other).into()),
@@ -137,24 +193,19 @@ pub(crate) fn await_ready(inbox: &Inbox, events: &Receiver<Event>) -> Result<boo
     }
 }
 
-/// The next message of the handshake; `None` when the operator gave up. Heartbeats are not part of it.
-fn await_message(
-    events: &Receiver<Event>,
-    inbox: &Inbox,
-    limit: Duration,
-) -> Result<Option<Message>, ProtectError> {
+/// The next message of the handshake; `None` when the operator gave up.
+fn await_message(terms: &Terms<'_>, number: u32, limit: Duration) -> Result<Option<Message>, ProtectError> {
     let deadline = Instant::now() + limit;
     loop {
-        match events.recv_timeout(Duration::from_millis(100)) {
-            Ok(Event::Message(_, Message::Heartbeat)) => {}
-            Ok(Event::Message(_, message)) => return Ok(Some(message)),
-            Ok(Event::ControlLost(e)) => return Err(HandshakeError::Lost(e).into()),
-            Ok(Event::Plugin(crate::parts::Report::Failed(id, e))) => {
-                return Err(PluginFailure { id, doing: "the handshake ran", source: e }.into());
+        match terms.events.recv_timeout(Duration::from_millis(100)) {
+            Ok(Event::Message(of, _, message)) if of == number => return Ok(Some(message)),
+            Ok(Event::ChannelLost(of, e)) if of == number => return Err(HandshakeError::Lost(e).into()),
+            Ok(Event::Plugin(Report::Failed(id, source))) => {
+                return Err(PluginFailure { id, doing: "the hosts were agreeing", source }.into());
             }
             Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
-        if inbox.wants_end() {
+        if (terms.gives_up)() {
             return Ok(None);
         }
         if Instant::now() > deadline {

@@ -12,17 +12,19 @@
 //! decides; this file carries out.
 
 mod operate;
+mod rejoin;
 mod steer;
 
 use crate::control::{Command, Inbox, Quantiles};
-use crate::link::{self, PrimaryLink};
+use crate::link::{self, Dialer, PrimaryLink, Terms};
 use crate::memory::GuestMemory;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report};
 use crate::silence::Silence;
 use crate::staging::{CopyStep, SenderGone, Staging};
 use crate::stats::{Samples, Shared};
+use crate::wire::{DiskTx, FrameTx};
 use crate::{ProtectEnd, ProtectError, arbiter, sender};
-use aventine_api::{Epoch, EpochPolicy, EpochStats, PageBitmap, PluginError, Side, Verdict};
+use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, Link, PageBitmap, PluginError, Side, Verdict};
 use aventine_config::Config;
 use aventine_protocol::{Message, Primary, PrimaryEvent, PrimaryState};
 use std::collections::VecDeque;
@@ -38,25 +40,25 @@ const TICK: Duration = Duration::from_millis(20);
 /// How often the initial copy goes over memory before it leaves the rest to the first checkpoint.
 const COPY_ROUNDS: u32 = 8;
 
-/// What the loop waits for, besides the time.
+/// What the loop waits for, besides the time. Numbers name the link that an event is of.
 pub(crate) enum Event {
     /// A message from the standby.
-    Message(Epoch, Message),
-    /// The control channel has ended.
-    ControlLost(PluginError),
-    /// The pages channel has failed.
-    PagesLost(PluginError),
+    Message(u32, Epoch, Message),
+    /// The control or the pages channel has failed or ended.
+    ChannelLost(u32, PluginError),
     /// A plugin's own thread says something.
     Plugin(Report),
     /// The arbiter's answer.
     Verdict(Verdict),
+    /// A standby was found after the last one was lost.
+    Linked(Box<dyn Link>),
 }
 
 /// Protects the guest of `config` until it ends.
 pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result<ProtectEnd, ProtectError> {
-    let (events_tx, events) = channel();
-    let to_loop = events_tx.clone();
-    let report = move |r| drop(to_loop.send(Event::Plugin(r)));
+    let (to_loop, events) = channel();
+    let reports = to_loop.clone();
+    let report = move |r| drop(reports.send(Event::Plugin(r)));
     let maker = Maker { config, side: Side::Primary, state_dir, report };
     let mut record = arbiter::Record::open(state_dir)?;
     let mut arbiter = maker.arbiter()?;
@@ -64,50 +66,40 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
     let mut parts = maker.parts()?;
     let signature = parts.signature(config)?;
     let mut transport = maker.transport()?;
-    let Some(link) =
-        link::connect(config, transport.as_mut(), signature, &parts, &inbox, &events_tx, &events)?
-    else {
+    let Some(link) = link::connect(config, transport.as_mut(), &inbox)? else {
         return Ok(ProtectEnd::Stopped);
     };
-    for ((id, disk), tx) in parts.disks.iter_mut().zip(link.disks) {
-        disk.replicate(Box::new(tx)).during(id, "starting to replicate")?;
-    }
+    let gives_up = || inbox.wants_end();
+    let terms =
+        Terms { config, signature: &signature, to_loop: &to_loop, events: &events, gives_up: &gives_up };
+    let Some(link) = link::agree(&terms, link, 0, &parts.disks)? else { return Ok(ProtectEnd::Stopped) };
+    replicate(&mut parts, link.disks)?;
     parts.start(state_dir)?;
-    if !link::await_ready(&inbox, &events)? {
+    if !link::await_ready(&terms, 0)? {
         return Ok(ProtectEnd::Stopped);
     }
     record.begin(link.primary.session)?;
     inbox.say("copying", "");
-    inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).status.peer.clone_from(&link.primary.peer);
 
     // SAFETY: `memory` and `parts.guest` live in the same `Loop`, whose fields drop in order: memory first.
     let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
     let pages = memory.pages();
-    let (jobs_tx, jobs) = channel();
-    let (staging, back) = Staging::new(config.staging, jobs_tx);
-    let (states_tx, states) = channel();
-    let (codec, pages_tx, to_loop) = (maker.codec()?, link.pages, events_tx.clone());
-    thread::spawn(move || sender::run(&jobs, pages_tx, codec, &back, &states_tx, &to_loop));
-
-    let now = Instant::now();
+    let verdicts = to_loop.clone();
+    let answer = move |v| drop(verdicts.send(Event::Verdict(v)));
+    let make_codec = || maker.codec();
     let mut epochs = Loop {
-        memory,
         machine: Primary::new(parts.depth()),
-        policy: maker.policy()?,
-        silence: Silence::new(link.primary.heard.clone(), config.heartbeat, config.detection, now),
-        arbiter: arbiter::Claimant::start(arbiter, link.primary.session, Side::Primary, move |v| {
-            drop(events_tx.send(Event::Verdict(v)));
-        }),
+        pipe: Pipe::start(config, pages, make_codec()?, link.pages, 0, &to_loop),
+        silence: Silence::new(link.primary.heard.clone(), config.heartbeat, config.detection, Instant::now()),
         link: link.primary,
+        policy: maker.policy()?,
+        arbiter: arbiter::Claimant::start(arbiter, Side::Primary, answer),
+        dialer: Dialer::start(transport, to_loop.clone()),
+        redial: Some(rejoin::FIRST_DELAY),
         record,
-        staging,
-        states,
-        dirty: PageBitmap::new(pages),
-        pending: VecDeque::new(),
-        spare: Vec::new(),
-        copy: Some(Copy { round: 0, todo: PageBitmap::new(pages), at: 0, pages_sent: 0, pages_known: 0 }),
-        next_epoch: now,
-        paused_at: now,
+        known: PageBitmap::new(pages),
+        next_epoch: Instant::now(),
+        paused_at: Instant::now(),
         early: false,
         last: EpochStats::default(),
         floor: None,
@@ -116,12 +108,62 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
         guest_lost: None,
         shared: inbox.shared,
         commands: inbox.commands,
-        reported: now,
-        events,
+        reported: Instant::now(),
+        config,
+        signature: &signature,
+        make_codec: &make_codec,
+        to_loop: &to_loop,
+        events: &events,
+        memory,
         parts,
     };
+    epochs.report();
     epochs.parts.guest.resume().during("guest", "starting to run")?;
     epochs.run()
+}
+
+/// Gives each disk its channel.
+fn replicate(parts: &mut Parts, channels: Vec<DiskTx>) -> Result<(), PluginFailure> {
+    let mut disks = parts.disks.iter_mut().zip(channels);
+    disks.try_for_each(|((id, disk), tx)| disk.replicate(Box::new(tx)).during(id, "starting to replicate"))
+}
+
+/// The way of one session's pages: from guest memory to the sender.
+struct Pipe {
+    staging: Staging,
+    states: Receiver<Vec<u8>>,
+    /// Dirty pages that no sealed epoch holds yet; clear except after a failure and for the first epoch.
+    dirty: PageBitmap,
+    pending: VecDeque<Pending>,
+    spare: Vec<PageBitmap>,
+    copy: Option<Copy>,
+}
+
+impl Pipe {
+    fn start(
+        config: &Config,
+        pages: u64,
+        codec: Box<dyn Codec>,
+        tx: FrameTx,
+        number: u32,
+        to_loop: &Sender<Event>,
+    ) -> Pipe {
+        let (jobs_tx, jobs) = channel();
+        let (staging, back) = Staging::new(config.staging, jobs_tx);
+        let (states_tx, states) = channel();
+        let to_loop = to_loop.clone();
+        let lost = move |e| drop(to_loop.send(Event::ChannelLost(number, e)));
+        thread::spawn(move || sender::run(&jobs, tx, codec, &back, &states_tx, lost));
+        let copy = Copy { round: 0, todo: PageBitmap::new(pages), at: 0, pages_sent: 0, pages_known: 0 };
+        Pipe {
+            staging,
+            states,
+            dirty: PageBitmap::new(pages),
+            pending: VecDeque::new(),
+            spare: Vec::new(),
+            copy: Some(copy),
+        }
+    }
 }
 
 /// The live initial copy of memory, in rounds.
@@ -157,18 +199,14 @@ struct FloorRun {
 }
 
 /// Everything the epoch loop owns.
-struct Loop {
+struct Loop<'a> {
     memory: GuestMemory,
     parts: Parts,
     machine: Primary,
     policy: Box<dyn EpochPolicy>,
-    staging: Staging,
-    states: Receiver<Vec<u8>>,
-    /// Dirty pages that no sealed epoch holds yet; clear except after a failure and for the first epoch.
-    dirty: PageBitmap,
-    pending: VecDeque<Pending>,
-    spare: Vec<PageBitmap>,
-    copy: Option<Copy>,
+    pipe: Pipe,
+    /// Every page that was ever dirty: the others are zero, here and on any new standby.
+    known: PageBitmap,
     next_epoch: Instant,
     paused_at: Instant,
     early: bool,
@@ -176,18 +214,25 @@ struct Loop {
     link: PrimaryLink,
     silence: Silence,
     arbiter: arbiter::Claimant,
+    dialer: Dialer,
+    /// How long to wait before a lost standby is looked for; `None`: it is not, because protection was ended.
+    redial: Option<Duration>,
     record: arbiter::Record,
     floor: Option<FloorRun>,
     after_alone: Option<AfterAlone>,
     stop_replies: Vec<Sender<Result<(), String>>>,
     guest_lost: Option<String>,
-    events: Receiver<Event>,
     commands: Receiver<Command>,
     shared: Shared,
     reported: Instant,
+    config: &'a Config,
+    signature: &'a [(String, String)],
+    make_codec: &'a dyn Fn() -> Result<Box<dyn Codec>, PluginFailure>,
+    to_loop: &'a Sender<Event>,
+    events: &'a Receiver<Event>,
 }
 
-impl Loop {
+impl Loop<'_> {
     fn run(&mut self) -> Result<ProtectEnd, ProtectError> {
         loop {
             self.turn()?;
@@ -210,14 +255,14 @@ impl Loop {
 
     /// One turn of the loop.
     fn turn(&mut self) -> Result<(), ProtectError> {
-        let wait = if self.copy.is_some() { Duration::from_millis(1) } else { self.until_epoch() };
+        let wait = if self.pipe.copy.is_some() { Duration::from_millis(1) } else { self.until_epoch() };
         let mut event = self.events.recv_timeout(wait.min(TICK)).ok();
         while let Some(e) = event {
             self.take(e)?;
             event = self.events.try_recv().ok();
         }
         self.housekeeping()?;
-        if self.copy.is_some() {
+        if self.pipe.copy.is_some() {
             self.copy()?;
         }
         if self.machine.may_seal() && (self.early || Instant::now() >= self.next_epoch) {
@@ -257,15 +302,15 @@ impl Loop {
         }
         self.parts.guest.start_state().during("guest", "saving its device state")?;
         let scan = Instant::now();
-        let found = self.parts.guest.dirty(&mut self.dirty).during("guest", "finding dirty pages");
+        let found = self.parts.guest.dirty(&mut self.pipe.dirty).during("guest", "finding dirty pages");
         let scan_time = scan.elapsed();
         let copy = Instant::now();
         let pages = match found {
-            Ok(()) => self.staging.capture(epoch, &self.dirty, &self.memory)?,
+            Ok(()) => self.pipe.staging.capture(epoch, &self.pipe.dirty, &self.memory)?,
             Err(failure) => return Err(failure.into()),
         };
         let copy_time = copy.elapsed();
-        let mut state = self.states.try_recv().unwrap_or_default();
+        let mut state = self.pipe.states.try_recv().unwrap_or_default();
         self.parts.guest.finish_state(&mut state).during("guest", "saving its device state")?;
         Ok(Captured { epoch, armed, pages, state, scan_time, copy_time })
     }
@@ -273,10 +318,11 @@ impl Loop {
     /// The guest runs again: gives the checkpoint to the sender and plans the next.
     fn hand_over(&mut self, captured: Captured, pause: Duration) -> Result<(), ProtectError> {
         let Captured { epoch, armed, pages, state, scan_time, copy_time } = captured;
-        let clean = self.spare.pop().unwrap_or_else(|| PageBitmap::new(self.memory.pages()));
-        let dirty = std::mem::replace(&mut self.dirty, clean);
-        self.pending.push_back(Pending { epoch, sealed_at: self.paused_at, dirty });
-        if self.staging.finish(epoch, armed, state).is_err() {
+        let clean = self.pipe.spare.pop().unwrap_or_else(|| PageBitmap::new(self.memory.pages()));
+        let dirty = std::mem::replace(&mut self.pipe.dirty, clean);
+        self.known.merge(&dirty);
+        self.pipe.pending.push_back(Pending { epoch, sealed_at: self.paused_at, dirty });
+        if self.pipe.staging.finish(epoch, armed, state).is_err() {
             return self.step(PrimaryEvent::LinkLost);
         }
         self.floor.iter_mut().for_each(|f| f.due = true);
@@ -298,9 +344,9 @@ impl Loop {
 
     /// A part of the initial copy: as much as staging takes at once, so that the loop stays awake.
     fn copy(&mut self) -> Result<(), ProtectError> {
-        let Some(copy) = &mut self.copy else { return Ok(()) };
+        let Some(copy) = &mut self.pipe.copy else { return Ok(()) };
         loop {
-            match self.staging.capture_some(&copy.todo, copy.at, &self.memory) {
+            match self.pipe.staging.capture_some(&copy.todo, copy.at, &self.memory) {
                 Ok(CopyStep::Copied { pages, next }) => {
                     copy.at = next;
                     copy.pages_sent += pages;
@@ -315,15 +361,16 @@ impl Loop {
         if let Err(failure) = self.parts.guest.dirty(&mut copy.todo).during("guest", "finding dirty pages") {
             return self.local_error(&failure);
         }
+        self.known.merge(&copy.todo);
         let left = copy.todo.count();
         copy.pages_known = copy.pages_sent + left;
         let disks_done = self.parts.disks.iter().map(|(_, d)| d.progress()).all(|p| p.done == p.total);
         // The first round only finds what there is to copy.
         let enough = left <= self.memory.pages() / 64 || copy.round >= COPY_ROUNDS;
         if disks_done && copy.round > 1 && enough {
-            self.dirty.merge(&copy.todo);
+            self.pipe.dirty.merge(&copy.todo);
             info!(rounds = copy.round, pages = copy.pages_sent, "initial copy done");
-            self.copy = None;
+            self.pipe.copy = None;
             return self.step(PrimaryEvent::Copied);
         }
         Ok(())

@@ -1,6 +1,5 @@
 //! The sender: encodes captured pages and sends them while the guest runs.
 
-use crate::primary::Event;
 use crate::staging::{Batch, Job, recycle};
 use crate::wire::FrameTx;
 use aventine_api::{Codec, Epoch, PluginError};
@@ -22,7 +21,7 @@ impl Tally {
     }
 }
 
-/// Runs until the jobs end or the channel fails; the failure goes to `events`. Dropping `back` then tells a capture
+/// Runs until the jobs end or the channel fails; the failure goes to `lost`. Dropping `back` then tells a capture
 /// that waits for staging memory.
 pub(crate) fn run(
     jobs: &Receiver<Job>,
@@ -30,7 +29,7 @@ pub(crate) fn run(
     mut codec: Box<dyn Codec>,
     back: &Sender<Batch>,
     states: &Sender<Vec<u8>>,
-    events: &Sender<Event>,
+    lost: impl FnOnce(PluginError),
 ) {
     let mut tally = Tally::default();
     for job in jobs {
@@ -43,8 +42,7 @@ pub(crate) fn run(
             }
         };
         if let Err(error) = sent {
-            let _ = events.send(Event::PagesLost(error));
-            return;
+            return lost(error);
         }
     }
 }

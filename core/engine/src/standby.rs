@@ -108,6 +108,7 @@ struct Session {
     link: Box<dyn Link>,
     _heartbeat: Heartbeat,
     silence: Silence,
+    session: SessionId,
     arbiter: arbiter::Claimant,
     image: Arc<Mutex<Image>>,
     buffers: Arc<Buffers>,
@@ -180,7 +181,8 @@ impl Session {
         Ok(Ok(Session {
             machine: Standby::new(parts.disks.len()),
             silence: Silence::new(heard, config.heartbeat, config.detection, Instant::now()),
-            arbiter: claimant(maker, hello.session, to_loop)?,
+            session: hello.session,
+            arbiter: claimant(maker, to_loop)?,
             control,
             abort,
             link,
@@ -333,7 +335,7 @@ impl Session {
                 self.send(self.machine.committed(), &Message::Failed(why.clone()));
                 self.failure.get_or_insert(why);
             }
-            StandbyAction::Claim => self.arbiter.claim(),
+            StandbyAction::Claim => self.arbiter.claim(self.session),
             StandbyAction::TakeOver(epoch) => self.take_over(epoch, parts)?,
         }
         Ok(())
@@ -481,11 +483,10 @@ fn spawn_receiver(rx: FrameRx, image: &Arc<Mutex<Image>>, buffers: &Arc<Buffers>
 
 fn claimant<R: Fn(Report) + Send + Sync + Clone + 'static>(
     maker: &Maker<'_, R>,
-    session: SessionId,
     to_loop: Sender<Event>,
 ) -> Result<arbiter::Claimant, PluginFailure> {
     let answer = move |v: Verdict| drop(to_loop.send(Event::Verdict(v)));
-    Ok(arbiter::Claimant::start(maker.arbiter()?, session, Side::Standby, answer))
+    Ok(arbiter::Claimant::start(maker.arbiter()?, Side::Standby, answer))
 }
 
 /// Runs the guest after a takeover, unprotected, until it ends. A primary that comes back is refused.

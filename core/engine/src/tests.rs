@@ -2,7 +2,6 @@
 //! in-memory channel.
 
 use crate::memory::GuestMemory;
-use crate::primary::Event;
 use crate::receiver::{self, Buffers, Checkpoint, Image, ReceiveError};
 use crate::sender;
 use crate::staging::Staging;
@@ -154,9 +153,10 @@ fn a_checkpoint_arrives_whole_through_staging_that_is_much_smaller() {
     let (mut staging, back) = Staging::new(2 << 20, jobs_tx); // 2 MiB for checkpoints of 8 MiB
     let (wire, arrived) = channel();
     let (states_tx, states) = channel();
-    let (events, events_rx) = channel::<Event>();
-    let sending =
-        thread::spawn(move || sender::run(&jobs, frame_tx(wire), plain(), &back, &states_tx, &events));
+    let (lost, losses) = channel();
+    let sending = thread::spawn(move || {
+        sender::run(&jobs, frame_tx(wire), plain(), &back, &states_tx, |e| lost.send(e).unwrap());
+    });
 
     let mut dirty = PageBitmap::new(2000);
     for epoch in 1..=3u8 {
@@ -171,7 +171,7 @@ fn a_checkpoint_arrives_whole_through_staging_that_is_much_smaller() {
     }
     drop(staging);
     sending.join().unwrap();
-    assert!(events_rx.try_recv().is_err(), "the sender had nothing to complain about");
+    assert!(losses.try_recv().is_err(), "the sender had nothing to complain about");
     assert_eq!(states.iter().count(), 3, "device state buffers come back");
 
     let (whole, image, end) = receive(arrived, &PAGES);
@@ -188,8 +188,9 @@ fn frames_of_two_checkpoints() -> Vec<Vec<u8>> {
     let (jobs_tx, jobs) = channel();
     let (mut staging, back) = Staging::new(2 << 20, jobs_tx);
     let (wire, arrived) = channel();
-    let sending =
-        thread::spawn(move || sender::run(&jobs, frame_tx(wire), plain(), &back, &channel().0, &channel().0));
+    let sending = thread::spawn(move || {
+        sender::run(&jobs, frame_tx(wire), plain(), &back, &channel().0, |e| panic!("{e}"));
+    });
     let mut dirty = PageBitmap::new(16);
     dirty.set_range(3, 9);
     for epoch in [Epoch(1), Epoch(2)] {

@@ -7,7 +7,7 @@ use crate::ranges::Ranges;
 use crate::wire::{Change, MAX_CHANGE};
 use aventine_api::{BlockDevice, ErrorCode, PluginError};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 /// Who may do what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,8 @@ struct LocalChange(#[source] ImageError);
 pub(crate) struct Device {
     access: Mutex<Access>,
     image: OnceLock<Arc<Image>>,
-    outbox: OnceLock<Arc<Outbox>>,
+    /// Of the newest session.
+    outbox: RwLock<Option<Arc<Outbox>>>,
     /// Held by whoever changes the image or copies it.
     pub(crate) ranges: Ranges,
     written: AtomicU64,
@@ -66,7 +67,7 @@ impl Device {
         Device {
             access: Mutex::new(access),
             image: image.map(|i| Arc::new(i).into()).unwrap_or_default(),
-            outbox: OnceLock::new(),
+            outbox: RwLock::default(),
             ranges: Ranges::default(),
             written: AtomicU64::new(0),
         }
@@ -82,13 +83,18 @@ impl Device {
         self.image.set(Arc::new(image)).is_ok()
     }
 
-    pub(crate) fn outbox(&self) -> Option<&Arc<Outbox>> {
-        self.outbox.get()
+    pub(crate) fn outbox(&self) -> Option<Arc<Outbox>> {
+        self.outbox.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From now on changes go to `outbox` as well. `false`: they already go to one.
+    /// From now on changes go to `outbox` as well. `false`: they still go to another one.
     pub(crate) fn set_outbox(&self, outbox: Arc<Outbox>) -> bool {
-        self.outbox.set(outbox).is_ok()
+        let mut current = self.outbox.write().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|o| !o.has_ended()) {
+            return false;
+        }
+        *current = Some(outbox);
+        true
     }
 
     pub(crate) fn access(&self) -> Access {
@@ -138,9 +144,9 @@ impl Device {
         let _held = self.ranges.lock(offset, len);
         // Looked up under the lock: the initial copy takes the same lock, so a change that finds no outbox is made
         // before its range is copied.
-        let outbox = self.outbox.get();
+        let outbox = self.outbox();
         let cost = Outbox::cost(pieces, data);
-        let replicated = outbox.filter(|o| o.reserve(cost, Origin::Guest));
+        let replicated = outbox.as_ref().filter(|o| o.reserve(cost, Origin::Guest));
         // Asked again: the guest may have been lost to the other side while this waited.
         self.writable()?;
         let sync = fua && !replicated.is_some_and(|o| o.takes_over_flush());
@@ -201,7 +207,7 @@ impl BlockDevice for Device {
         if self.access() == Access::None {
             return Err(AccessError::NotOwner.into());
         }
-        if self.outbox.get().is_some_and(|o| o.takes_over_flush()) {
+        if self.outbox().is_some_and(|o| o.takes_over_flush()) {
             return Ok(());
         }
         Ok(image.sync()?)

@@ -244,6 +244,11 @@ impl Outbox {
         true
     }
 
+    /// Whether replication has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        lock(&self.state).ended.is_some()
+    }
+
     /// Ends replication because of `error`, and says so once.
     pub(crate) fn fail(&self, error: PluginError) {
         if self.end(error.code()) {

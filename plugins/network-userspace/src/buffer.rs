@@ -88,10 +88,13 @@ impl Buffer {
         wants
     }
 
-    /// Whether frames are held from now on: not once holding has ended.
+    /// Whether frames are held from now on: not while another side owns the guest. A new session counts its epochs
+    /// anew.
     pub(crate) fn engage(&mut self) -> bool {
-        if self.mode == Mode::Passing && !self.ended {
+        if self.mode == Mode::Passing {
             self.mode = Mode::Holding;
+            self.sealed = Epoch::COPY;
+            self.ended = false;
         }
         self.mode == Mode::Holding
     }

@@ -224,6 +224,25 @@ fn a_stuck_uplink_does_not_stop_the_guest() {
     rig.plugin.seal(Epoch(1)).unwrap();
     rig.plugin.disengage(Disengage::Owner).unwrap(); // returns although nobody reads
     assert_eq!((0..600).map(|_| receive(&mut rig.world)).collect::<Vec<_>>(), (0..600).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_new_session_holds_again_and_counts_anew() {
+    let mut rig = rig(Side::Primary);
+    for session in 0..3 {
+        rig.plugin.engage().unwrap();
+        send(&mut rig.guest, session * 10, 60);
+        rig.plugin.seal(Epoch(1)).unwrap();
+        send(&mut rig.guest, session * 10 + 1, 60);
+        assert_quiet(&mut rig);
+        rig.plugin.release(Epoch(1)).unwrap();
+        assert_eq!(receive(&mut rig.world), session * 10);
+        assert_quiet(&mut rig);
+        rig.plugin.disengage(Disengage::Owner).unwrap();
+        assert_eq!(receive(&mut rig.world), session * 10 + 1);
+    }
+    rig.plugin.engage().unwrap();
+    rig.plugin.disengage(Disengage::NotOwner).unwrap();
     assert_eq!(rig.plugin.engage().unwrap_err().code(), ErrorCode::Refused);
 }
 

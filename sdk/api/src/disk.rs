@@ -74,6 +74,8 @@ pub struct DiskStats {
 ///
 /// ```text
 /// primary: new ─► replicate(tx) ─► [copy … copied] ─► { writes, pausing, seal(n), release(n) }* ─► disengage
+///            ▲                                                                                        │ Owner
+///            └───────────────────────────── a new session, epochs from 1 ─────────────────────────────┘
 /// standby: new ─► receive(rx) ─► { staged(n) reported, commit(n), apply(n) }* ─► activate
 /// ```
 /// On the standby nothing of epoch n reaches the image before `commit(n)`, and all of it does before `activate`.
@@ -89,7 +91,8 @@ pub trait Disk: Send {
 
     /// Primary: from now on every write also goes to `tx`, tagged with the open epoch ([`Epoch::COPY`] until
     /// [`Disk::seal`] was called once), and the image as it is now is copied live, on the plugin's own thread. A
-    /// failure later on is reported by [`crate::Host::failed`]; the guest's writes go on locally.
+    /// failure later on is reported by [`crate::Host::failed`]; the guest's writes go on locally. Once more after
+    /// `disengage(Owner)`: a new session, with a full copy.
     fn replicate(&mut self, tx: Box<dyn RecordTx>) -> Result<(), PluginError>;
 
     /// Primary: how far the initial copy is.

@@ -41,8 +41,10 @@ pub struct NetworkStats {
 ///
 /// ```text
 ///   passing ── engage ──► holding ── disengage(Owner) ──► passing
-///      ▲                     └────── disengage(NotOwner) ─► silent
-///   activate (standby; silent before it)
+///      ▲          ▲          │                                 │
+///      │          └──────────┼──────── engage: a new session ──┘
+///   activate (standby;       └──────── disengage(NotOwner) ─► silent, for good
+///   silent before it)
 /// ```
 pub trait NetworkBuffer: Send {
     /// How many sealed epochs it can hold besides the open one; at least 1. Constant.
@@ -51,8 +53,8 @@ pub trait NetworkBuffer: Send {
     /// Where the guest connects. Valid from creation on.
     fn attachment(&self) -> NetAttachment;
 
-    /// Primary: from now on frames are held. Called once the first checkpoint is committed, guest paused or
-    /// running. Idempotent.
+    /// Primary: from now on frames are held. Called once the first checkpoint of a session is committed, guest paused
+    /// or running; the session's epochs are counted from 1. Idempotent. `Refused` after `disengage(NotOwner)`.
     fn engage(&mut self) -> Result<(), PluginError>;
 
     /// Primary, guest paused: all frames held and not sealed yet belong to `epoch`. Bounded, no network I/O beyond
@@ -64,7 +66,7 @@ pub trait NetworkBuffer: Send {
     fn release(&mut self, epoch: Epoch) -> Result<(), PluginError>;
 
     /// Ends holding; see [`Disengage`]. On return `Owner` has handed everything to the uplink, `NotOwner` has
-    /// made sure that nothing can leave. Idempotent; the first reason stands.
+    /// made sure that nothing can leave. Idempotent; the first reason in a session stands.
     fn disengage(&mut self, why: Disengage) -> Result<(), PluginError>;
 
     /// Standby: this side now owns the guest; frames pass in both directions, nothing is held. Called before the

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
-impl Loop {
+impl Loop<'_> {
     /// What is due in every turn.
     pub(super) fn housekeeping(&mut self) -> Result<(), ProtectError> {
         while let Ok(command) = self.commands.try_recv() {
@@ -64,6 +64,7 @@ impl Loop {
         match command {
             Command::Stop { reply } => {
                 if self.is_alone() {
+                    self.redial = None;
                     let _ = reply.send(Ok(()));
                     return Ok(());
                 }
@@ -125,7 +126,7 @@ impl Loop {
 
     pub(super) fn report(&mut self) {
         self.reported = Instant::now();
-        let copied = self.copy.as_ref().map(|c| {
+        let copied = self.pipe.copy.as_ref().map(|c| {
             let disks = self.parts.disks.iter().map(|(_, d)| d.progress());
             let memory = (c.pages_sent * PAGE_SIZE as u64, c.pages_known * PAGE_SIZE as u64);
             disks.fold(memory, |(done, total), p| (done + p.done, total + p.total))

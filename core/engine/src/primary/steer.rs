@@ -1,6 +1,7 @@
 //! What happens becomes an event of the machine; what the machine answers is carried out.
 
 use super::operate::state_name;
+use super::rejoin::FIRST_DELAY;
 use super::{AfterAlone, Event, Loop};
 use crate::ProtectError;
 use crate::parts::{During, PluginFailure, Report};
@@ -10,25 +11,28 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-impl Loop {
+impl Loop<'_> {
     /// Turns what happened into an event of the machine.
     pub(super) fn take(&mut self, event: Event) -> Result<(), ProtectError> {
         match event {
-            Event::Message(epoch, Message::Acknowledge) => {
+            // What a link says after it was given up no longer matters.
+            Event::Message(number, ..) | Event::ChannelLost(number, _) if number != self.link.number => {
+                Ok(())
+            }
+            Event::Message(_, epoch, Message::Acknowledge) => {
                 self.acknowledged(epoch);
                 self.step(PrimaryEvent::Acknowledged(epoch))
             }
-            Event::Message(_, Message::EndAck) => self.step(PrimaryEvent::EndAcknowledged),
-            Event::Message(_, Message::Failed(why)) => {
+            Event::Message(_, _, Message::EndAck) => self.step(PrimaryEvent::EndAcknowledged),
+            Event::Message(_, _, Message::Failed(why)) => {
                 self.detail(format!("the standby failed: {why}"));
                 self.step(PrimaryEvent::StandbyRenounced)
             }
-            Event::Message(_, Message::Heartbeat | Message::Ready) => Ok(()),
-            Event::Message(_, other) => {
+            Event::Message(_, _, other) => {
                 self.detail(format!("the standby sent {other:?}, which has no place here"));
                 self.step(PrimaryEvent::LinkLost)
             }
-            Event::ControlLost(e) | Event::PagesLost(e) => self.link_lost(&e.chain()),
+            Event::ChannelLost(_, e) => self.link_lost(&e.chain()),
             Event::Plugin(Report::EarlyEpoch) => {
                 self.early = true;
                 Ok(())
@@ -41,6 +45,10 @@ impl Loop {
             }
             Event::Plugin(Report::DiskStaged(..)) => Ok(()),
             Event::Verdict(verdict) => self.step(PrimaryEvent::Verdict(verdict)),
+            Event::Linked(link) => {
+                self.linked(link);
+                Ok(())
+            }
         }
     }
 
@@ -74,7 +82,7 @@ impl Loop {
             }
             PrimaryAction::SendEnd(reason) => self.tell(&Message::End(reason)),
             PrimaryAction::SendYield => self.tell(&Message::Yield),
-            PrimaryAction::Claim => self.arbiter.claim(),
+            PrimaryAction::Claim => self.arbiter.claim(self.link.session),
             PrimaryAction::Disengage(why) => {
                 if let Err(failure) = self.disengage(why) {
                     self.detail(failure.chain());
@@ -107,23 +115,29 @@ impl Loop {
         let state = self.machine.state().clone();
         info!(state = state_name(&state), "primary");
         if !matches!(state, PrimaryState::Copying) {
-            self.copy = None;
+            self.pipe.copy = None;
         }
         match state {
             PrimaryState::Alone | PrimaryState::Ended | PrimaryState::Fenced => {
                 self.link.abort.abort();
                 self.link.heartbeat = None;
                 self.floor = None;
-                self.pending.drain(..).for_each(|p| self.dirty.merge(&p.dirty));
+                self.pipe.pending.drain(..).for_each(|p| self.pipe.dirty.merge(&p.dirty));
                 if state != PrimaryState::Fenced {
                     self.record.end()?;
                 }
                 self.stop_replies.drain(..).for_each(|r| drop(r.send(Ok(()))));
                 if state == PrimaryState::Alone {
                     warn!("the guest runs on unprotected");
+                    self.redial.into_iter().for_each(|delay| self.dialer.dial(delay));
                     self.after_alone()?;
                 }
             }
+            PrimaryState::Protected => {
+                self.shared.lock().unwrap_or_else(PoisonError::into_inner).status.detail.clear();
+                self.redial = Some(FIRST_DELAY);
+            }
+            PrimaryState::Ending(_) => self.redial = None,
             _ => {}
         }
         self.report();
@@ -145,13 +159,13 @@ impl Loop {
     }
 
     pub(super) fn acknowledged(&mut self, epoch: Epoch) {
-        while self.pending.front().is_some_and(|p| p.epoch <= epoch) {
-            let Some(mut done) = self.pending.pop_front() else { break };
+        while self.pipe.pending.front().is_some_and(|p| p.epoch <= epoch) {
+            let Some(mut done) = self.pipe.pending.pop_front() else { break };
             let commit = done.sealed_at.elapsed();
             self.last.commit = commit;
             self.shared.lock().unwrap_or_else(PoisonError::into_inner).commit.push_time(commit);
             done.dirty.clear();
-            self.spare.push(done.dirty);
+            self.pipe.spare.push(done.dirty);
         }
     }
 
@@ -192,7 +206,7 @@ impl Loop {
     pub(super) fn await_link_end(&self) {
         let deadline = Instant::now() + Duration::from_secs(1);
         while let Ok(event) = self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            if matches!(event, Event::ControlLost(_)) {
+            if matches!(event, Event::ChannelLost(..)) {
                 return;
             }
         }

@@ -1,0 +1,83 @@
+//! Protection anew, after a standby was lost and this side went on alone: a new session with whoever answers at the
+//! peer's address, while the guest runs.
+//!
+//! ```text
+//!  Alone ── dial ─► linked ── agree · replicate disks · ready ─► Copying ─► … as in the first session
+//!    ▲                                  │ failed
+//!    └────────── twice as long ─────────┘
+//! ```
+
+use super::{Loop, Pipe, replicate};
+use crate::ProtectError;
+use crate::link::{self, Terms};
+use crate::parts::During;
+use crate::silence::Silence;
+use aventine_api::{Disengage, Link};
+use aventine_protocol::{Primary, PrimaryState};
+use std::time::{Duration, Instant};
+use tracing::{info, warn};
+
+/// The first wait before a lost standby is looked for.
+pub(super) const FIRST_DELAY: Duration = Duration::from_millis(500);
+/// The longest.
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+
+impl Loop<'_> {
+    /// A standby answered. Failing leaves everything as it was, and looks for a standby again later.
+    pub(super) fn linked(&mut self, link: Box<dyn Link>) {
+        let Some(delay) = self.redial.filter(|_| *self.machine.state() == PrimaryState::Alone) else {
+            return;
+        };
+        let abort = link.aborter();
+        if let Err(error) = self.rejoin(link) {
+            warn!(%error, "cannot protect the guest again yet");
+            abort.abort();
+            if let Err(failure) = self.disengage(Disengage::Owner) {
+                warn!(error = failure.chain(), "a buffer did not disengage");
+            }
+            let delay = (delay * 2).min(LONGEST_DELAY);
+            self.redial = Some(delay);
+            self.dialer.dial(delay);
+        }
+    }
+
+    fn rejoin(&mut self, link: Box<dyn Link>) -> Result<(), ProtectError> {
+        let number = self.link.number + 1;
+        self.link.number = number;
+        let gives_up = || false; // the operator's commands wait for the loop, and the handshake is short
+        let terms = Terms {
+            config: self.config,
+            signature: self.signature,
+            to_loop: self.to_loop,
+            events: self.events,
+            gives_up: &gives_up,
+        };
+        let Some(link) = link::agree(&terms, link, number, &self.parts.disks)? else { return Ok(()) };
+        replicate(&mut self.parts, link.disks)?;
+        link::await_ready(&terms, number)?;
+        let mut pipe = Pipe::start(
+            self.config,
+            self.memory.pages(),
+            (self.make_codec)()?,
+            link.pages,
+            number,
+            self.to_loop,
+        );
+        self.parts.guest.dirty(&mut self.pipe.dirty).during("guest", "finding dirty pages")?;
+        self.known.merge(&self.pipe.dirty);
+        if let Some(copy) = &mut pipe.copy {
+            copy.todo.merge(&self.known);
+            copy.pages_known = self.known.count();
+        }
+        self.record.begin(link.primary.session)?;
+        let config = self.config;
+        self.silence =
+            Silence::new(link.primary.heard.clone(), config.heartbeat, config.detection, Instant::now());
+        self.machine = Primary::new(self.parts.depth());
+        self.link = link.primary;
+        self.pipe = pipe;
+        info!(session = %self.link.session, "a new session begins");
+        self.report();
+        Ok(())
+    }
+}
