@@ -31,6 +31,35 @@ fn writes_of_any_size_and_overlap_arrive_in_order() {
 }
 
 #[test]
+fn a_new_session_brings_a_new_standby_up_to_date() {
+    let mut pair = Pair::armed(&pattern(2 * MIB, 1), 64 * MIB);
+    pair.block.write(1000, &pattern(5000, 2), false).unwrap();
+    pair.seal(2);
+    pair.wire.cut();
+    assert!(matches!(pair.standby.event(), Event::Staged(2) | Event::Failed(ErrorCode::PeerLost, _)));
+    pair.primary.disk.disengage(Disengage::Owner).unwrap();
+    pair.block.write(9000, &pattern(5000, 3), true).unwrap();
+
+    let Pair { mut primary, standby, block, dir, .. } = pair;
+    drop(standby);
+    let standby = Half::open(dir.path(), Side::Standby, STANDBY, 64 * MIB).unwrap();
+    let wire = Arc::new(Wire::default());
+    wire.change(|s| s.capacity = 4);
+    primary.disk.replicate(Box::new(End(wire.clone()))).unwrap();
+    let twice = primary.disk.replicate(Box::new(End(Arc::default()))).unwrap_err();
+    assert_eq!(twice.to_string(), "The disk is already replicated");
+    let mut pair = Pair { primary, standby, wire, block, dir };
+    pair.standby.disk.receive(Box::new(End(pair.wire.clone()))).unwrap();
+    pair.block.write(70_000, &pattern(5000, 4), false).unwrap();
+    pair.finish_copy();
+    pair.epoch(1);
+    pair.assert_same();
+    pair.block.write(3, &pattern(5000, 5), false).unwrap();
+    pair.epoch(2);
+    pair.assert_same();
+}
+
+#[test]
 fn concurrent_overlapping_writes_end_the_same_on_both_sides() {
     let mut pair = Pair::copying(&pattern(2 * MIB, 1), 64 * MIB);
     let mut epoch = 0;
