@@ -141,7 +141,9 @@ impl Lab {
     pub fn restart_standby(&self, pair: &mut Pair) -> Result<(), LabError> {
         let dir = self.parts.work.join("host-b");
         pair.standby = Node::start(&self.parts.program, &self.network.b, &dir, Role::Standby)?;
-        pair.ask(|primary| primary.wait_for("protection anew", STARTUP, |status| status.state == "protected"))?;
+        pair.ask(|primary| {
+            primary.wait_for("protection anew", STARTUP, |status| status.state == "protected")
+        })?;
         Ok(())
     }
 

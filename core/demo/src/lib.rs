@@ -16,7 +16,6 @@ use node::NodeError;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use report::{Report, Round};
-use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -60,11 +59,6 @@ pub enum DemoError {
     /// Neither root nor a user namespace.
     #[error("Cannot make a user namespace with `unshare`: run the demo as root")]
     Privilege(#[source] io::Error),
-    /// Taps cannot be made.
-    #[error(
-        "Cannot open /dev/net/tun: run the demo as root, or let this user open it (Debian's udev makes it mode 666)"
-    )]
-    Tun(#[source] io::Error),
     /// The own program file is not known.
     #[error("Cannot find the running program's file")]
     Program(#[source] io::Error),
@@ -93,7 +87,6 @@ impl From<NodeError> for DemoError {
 /// Processes die with this one and the network with them, however it ends; `work` keeps the logs.
 pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
     become_root()?;
-    File::options().read(true).write(true).open("/dev/net/tun").map_err(DemoError::Tun)?;
     let seed = options.seed.unwrap_or_else(|| rand::random_range(0..1 << 32));
     let lab = Lab::new(&Parts {
         program: std::env::current_exe().map_err(DemoError::Program)?,

@@ -36,6 +36,11 @@ pub enum NetworkError {
     /// No namespace.
     #[error("Cannot make a network namespace: it takes root, or a kernel that lets users make namespaces")]
     Namespace(#[source] io::Error),
+    /// No taps.
+    #[error(
+        "Cannot open /dev/net/tun: run this as root, or let this user open it (Debian's udev makes it mode 666)"
+    )]
+    Tap(#[source] io::Error),
     /// `ip` could not be run.
     #[error("Cannot run `ip`: install iproute2")]
     Program(#[source] io::Error),
@@ -96,6 +101,7 @@ pub struct Network {
 impl Network {
     /// Makes it.
     pub fn new() -> Result<Network, NetworkError> {
+        File::options().read(true).write(true).open("/dev/net/tun").map_err(NetworkError::Tap)?;
         let network = Network { client: Namespace::new()?, a: Namespace::new()?, b: Namespace::new()? };
         for namespace in [&network.client, &network.a, &network.b] {
             namespace.enter(silence_ipv6).map_err(NetworkError::Namespace)?;
@@ -128,6 +134,42 @@ impl Network {
             ))?;
         }
         Ok(network)
+    }
+}
+
+/// Which frames between the two hosts are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// All.
+    Both,
+    /// Those from host a to host b.
+    FromA,
+    /// Those from host b to host a.
+    FromB,
+}
+
+impl Network {
+    /// Loses frames between the hosts, without a sign of it at either end: they go to an address that nobody has.
+    pub fn cut(&self, cut: Cut) -> Result<(), NetworkError> {
+        for (namespace, number) in self.senders(cut) {
+            namespace.ip(&format!(
+                "neigh replace 10.78.0.{number} lladdr 02:00:00:00:00:ff dev wire nud permanent"
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Undoes [`Network::cut`].
+    pub fn heal(&self, cut: Cut) -> Result<(), NetworkError> {
+        let mut senders = self.senders(cut);
+        senders
+            .try_for_each(|(namespace, number)| namespace.ip(&format!("neigh del 10.78.0.{number} dev wire")))
+    }
+
+    /// Who sends what is cut, and the last number of the address it sends to.
+    fn senders(&self, cut: Cut) -> impl Iterator<Item = (&Namespace, u8)> {
+        let a = (cut != Cut::FromB).then_some((&self.a, 2));
+        a.into_iter().chain((cut != Cut::FromA).then_some((&self.b, 1)))
     }
 }
 
@@ -169,6 +211,7 @@ mod tests {
     fn network() -> Option<Network> {
         match Network::new() {
             Err(NetworkError::Namespace(e)) if e.kind() == io::ErrorKind::PermissionDenied => {
+                assert!(std::env::var_os("CI").is_none(), "this needs root");
                 eprintln!("not run: this needs root (`cargo xtask test` sees to that)");
                 None
             }

@@ -28,11 +28,13 @@ pub(crate) struct Silence {
     limit: Duration,
     silent: Duration,
     last: Instant,
+    /// Ticks at which something had been heard.
+    signs: u64,
 }
 
 impl Silence {
     pub(crate) fn new(heard: Heard, heartbeat: Duration, limit: Duration, now: Instant) -> Silence {
-        Silence { heard, heartbeat, limit, silent: Duration::ZERO, last: now }
+        Silence { heard, heartbeat, limit, silent: Duration::ZERO, last: now, signs: 0 }
     }
 
     /// How often it wants to be asked, at most.
@@ -40,11 +42,26 @@ impl Silence {
         self.heartbeat
     }
 
+    /// How many signs of life there were, one a tick at most. Unlike time, they prove that the other side lives.
+    pub(crate) fn signs(&self) -> u64 {
+        self.signs
+    }
+
+    /// How many signs of life a living side gives while a dead one comes to be known as lost.
+    pub(crate) fn proof(&self) -> u64 {
+        1 + (self.limit.as_nanos() / self.heartbeat.as_nanos().max(1)) as u64
+    }
+
     /// Called at least once a heartbeat; `true` when the other side counts as lost.
     pub(crate) fn tick(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.last).min(self.heartbeat);
         self.last = now;
-        self.silent = if self.heard.take() { Duration::ZERO } else { self.silent + passed };
+        if self.heard.take() {
+            self.silent = Duration::ZERO;
+            self.signs += 1;
+        } else {
+            self.silent += passed;
+        }
         self.silent >= self.limit
     }
 }
@@ -62,7 +79,9 @@ mod tests {
         assert!(!silence.tick(start + ms(5_050)));
         assert!(!silence.tick(start + ms(5_100)));
         assert!(silence.tick(start + ms(5_150)));
+        assert_eq!((silence.signs(), silence.proof()), (0, 5));
         heard.set();
         assert!(!silence.tick(start + ms(5_200)));
+        assert_eq!(silence.signs(), 1);
     }
 }

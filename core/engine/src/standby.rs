@@ -116,9 +116,9 @@ struct Session {
     checkpoints: VecDeque<Checkpoint>,
     /// Device state of the last applied epoch.
     state: Vec<u8>,
-    /// The first channel that ended, when and why: soon the silence must confirm that the primary is lost.
-    channel_lost: Option<(Instant, String)>,
-    detection: Duration,
+    /// The first channel that ended, after how many signs of life, and why: soon silence must confirm that the primary
+    /// is lost.
+    channel_lost: Option<(u64, String)>,
     failure: Option<String>,
     activation: Option<Duration>,
     events: Receiver<Event>,
@@ -192,7 +192,6 @@ impl Session {
             checkpoints: VecDeque::new(),
             state: Vec::new(),
             channel_lost: None,
-            detection: config.detection,
             failure: None,
             activation: None,
             events,
@@ -263,7 +262,7 @@ impl Session {
     fn lost_or_failed(&mut self, who: &str, error: &PluginError) -> Option<StandbyEvent> {
         let why = format!("{who}: {}", error.chain());
         if error.code() == ErrorCode::PeerLost {
-            self.channel_lost.get_or_insert((Instant::now(), why));
+            self.channel_lost.get_or_insert((self.silence.signs(), why));
             return None;
         }
         Some(StandbyEvent::Failed(why))
@@ -278,8 +277,9 @@ impl Session {
             warn!("nothing was heard from the primary for the detection time");
             return self.step(StandbyEvent::PeerLost, parts);
         }
-        if let Some((since, why)) = &self.channel_lost
-            && since.elapsed() > 2 * self.detection
+        // Only signs of life tell a broken channel from a dead primary: time passes for a starved standby as well.
+        if let Some((signs, why)) = &self.channel_lost
+            && self.silence.signs() > signs + self.silence.proof()
         {
             let why = format!("a channel from the primary ended while the primary lives: {why}");
             return self.step(StandbyEvent::Failed(why), parts);

@@ -3,7 +3,8 @@
 
 use aventine_demo::checker::{self, Load, Outcome};
 use aventine_demo::lab::{Lab, Pair, Parts, STARTUP, TAKEOVER};
-use aventine_demo::network::GUEST;
+use aventine_demo::network::{Cut, GUEST};
+use aventine_demo::node::Role;
 use rustix::process::Signal;
 use std::env;
 use std::io::{BufRead, BufReader, Write};
@@ -33,7 +34,7 @@ fn parts(test: &str) -> Parts {
         work: given("AVENTINE_WORK").join(test),
         interval: "25ms".into(),
         // A machine busy with other things must not look like a lost one.
-        detection: "2s".into(),
+        detection: "1s".into(),
     }
 }
 
@@ -144,7 +145,7 @@ fn disk_and_memory_come_from_one_epoch() {
         let under_way = client.answer("done");
         client.send("verify");
         let verified = client.answer("same");
-        assert!(last < under_way && under_way <= verified, "{last} {under_way} {verified}");
+        assert!(last < under_way && under_way == verified, "{last} {under_way} {verified}");
         for _ in 0..10 {
             client.send("put");
             client.answer("done");
@@ -152,7 +153,7 @@ fn disk_and_memory_come_from_one_epoch() {
         client.send("verify");
         let after = client.answer("same");
         println!("round {round}: {verified} writes verified at the takeover, {after} at the end");
-        assert!(after >= verified + 10);
+        assert!(after > verified);
     }
 }
 
@@ -180,6 +181,67 @@ fn standby_killed_guest_runs_on() {
     let (mut pair, load) = with_load(&lab);
     pair.standby.kill(false).unwrap();
     pair.primary.wait_for("going on alone", TAKEOVER, |status| status.state == "unprotected").unwrap();
+    assert_undisturbed(&finish(&lab, load));
+}
+
+/// What remains of a pair whose link was cut: who owns the guest, once both sides have settled.
+fn owner_after_a_cut(pair: &mut Pair) -> Role {
+    let end = Instant::now() + LIMIT;
+    loop {
+        assert!(
+            Instant::now() < end,
+            "nobody owns the guest: {}\n{}",
+            pair.primary.log(),
+            pair.standby.log()
+        );
+        // A primary that has ended does not answer.
+        let primary = pair.primary.status().map(|status| status.state).unwrap_or_default();
+        let standby = pair.standby.status().unwrap_or_else(|e| panic!("{e:?}\n{}", pair.standby.log())).state;
+        match (&primary[..], &standby[..]) {
+            ("unprotected", "waiting") => return Role::Protect,
+            ("", "active") => {
+                let status = pair.primary.wait_end(LIMIT).unwrap();
+                assert_eq!(status.code(), Some(4), "fenced: {}", pair.primary.log());
+                return Role::Standby;
+            }
+            ("unprotected", "active") => panic!("two owners"),
+            _ => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+#[test]
+fn a_cut_leaves_one_owner_and_one_history() {
+    let lab = lab("cuts");
+    let mut random = Random::new();
+    for cut in [Cut::Both, Cut::FromA, Cut::FromB, Cut::Both, Cut::FromA, Cut::FromB] {
+        let (mut pair, load) = with_load(&lab);
+        thread::sleep(Duration::from_millis(random.below(300)));
+        lab.network().cut(cut).unwrap();
+        let owner = owner_after_a_cut(&mut pair);
+        println!("{cut:?}: {owner:?} owns the guest");
+        // The link's return changes nothing for the one that lost.
+        lab.network().heal(cut).unwrap();
+        let outcome = finish(&lab, load);
+        assert_undisturbed(&outcome);
+        let primary = pair.primary.status().is_ok();
+        assert_eq!((primary, owner == Role::Standby), (owner == Role::Protect, !primary));
+    }
+}
+
+#[test]
+fn a_standby_that_comes_back_is_taken_back() {
+    let lab = lab("comeback");
+    let (mut pair, load) = with_load(&lab);
+    for _ in 0..2 {
+        pair.standby.kill(false).unwrap();
+        pair.primary.wait_for("going on alone", TAKEOVER, |status| status.state == "unprotected").unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+        lab.restart_standby(&mut pair).unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+    }
+    // The new standby is worth something only if it can take over.
+    pair.fail_over(false).unwrap();
     assert_undisturbed(&finish(&lab, load));
 }
 

@@ -100,7 +100,8 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     runner.args(&words[1..]).args(options).current_dir(root());
     runner.env("AVENTINE_PROGRAM", target().join("debug/aventine"));
     runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
-    runner.env("AVENTINE_WORK", target().join("e2e"));
+    // For `cargo test`; nextest has a configuration that knows which tests must be alone.
+    runner.env("AVENTINE_WORK", target().join("e2e")).env("RUST_TEST_THREADS", "1");
     Err(Error::Start { program: words[0].clone().into(), source: runner.exec() })
 }
 
