@@ -28,7 +28,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
@@ -107,6 +107,7 @@ struct Session {
     abort: Arc<dyn LinkAbort>,
     link: Box<dyn Link>,
     _heartbeat: Heartbeat,
+    receiver: Option<JoinHandle<()>>,
     silence: Silence,
     session: SessionId,
     arbiter: arbiter::Claimant,
@@ -170,19 +171,18 @@ impl Session {
             Ok(pages) => pages,
             Err(failure) => return Ok(Err(refuse(&control, failure.chain()))),
         };
-        // SAFETY: the session is dropped before the parts, or hands them on after its last use of memory.
+        let (codec, arbiter) = (maker.codec()?, claimant(maker, to_loop.clone())?);
+        // SAFETY: the session and its receiver's thread, which use it, end before the parts are dropped.
         let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
-        let image = Arc::new(Mutex::new(Image { memory, codec: maker.codec()? }));
+        let image = Arc::new(Mutex::new(Image { memory, codec }));
         let buffers = Buffers::new(config.staging);
-        spawn_receiver(pages, &image, &buffers, &to_loop);
-        if let Err(e) = control.send(Epoch::COPY, &Message::Ready) {
-            return Ok(Err(e.chain()));
-        }
-        Ok(Ok(Session {
+        let receiver = spawn_receiver(pages, &image, &buffers, to_loop);
+        let session = Session {
             machine: Standby::new(parts.disks.len()),
             silence: Silence::new(heard, config.heartbeat, config.detection, Instant::now()),
             session: hello.session,
-            arbiter: claimant(maker, to_loop)?,
+            arbiter,
+            receiver: Some(receiver),
             control,
             abort,
             link,
@@ -195,32 +195,46 @@ impl Session {
             failure: None,
             activation: None,
             events,
-        }))
+        };
+        match session.control.send(Epoch::COPY, &Message::Ready) {
+            Ok(()) => Ok(Ok(session)),
+            Err(e) => Ok(Err(e.chain())),
+        }
     }
 
     /// Follows the primary until the session is over or the guest runs here.
     fn follow(mut self, mut parts: Parts, inbox: &Inbox) -> Result<SessionEnd, StandbyError> {
+        let end = self.until_end(&mut parts, inbox);
+        let (active, why) = (*self.machine.state() == StandbyState::Active, self.failure.take());
+        // Its threads use the guest's memory, so they end before the parts do.
+        drop(self);
+        Ok(match end? {
+            Some(_) if active => SessionEnd::Active(Box::new(parts)),
+            Some(ending) => SessionEnd::Over(why.unwrap_or(ending)),
+            None => SessionEnd::Stopped,
+        })
+    }
+
+    /// Answers why the session is over; `None`: the operator ended it.
+    fn until_end(&mut self, parts: &mut Parts, inbox: &Inbox) -> Result<Option<String>, StandbyError> {
         let heartbeat = self.silence.heartbeat();
         loop {
             let mut event = self.events.recv_timeout(heartbeat / 2).ok();
             while let Some(e) = event {
-                self.take(e, &mut parts, inbox)?;
+                self.take(e, parts, inbox)?;
                 event = self.events.try_recv().ok();
             }
-            self.watch(&mut parts)?;
-            self.report(inbox, &parts);
-            if inbox.wants_end() && *self.machine.state() == StandbyState::Following {
+            self.watch(parts)?;
+            self.report(inbox, parts);
+            if *self.machine.state() == StandbyState::Following && inbox.wants_end() {
                 // The primary hears why, and goes on alone without asking the arbiter.
-                self.step(StandbyEvent::Failed("the standby was stopped".to_owned()), &mut parts)?;
-                return Ok(SessionEnd::Stopped);
+                self.step(StandbyEvent::Failed("the standby was stopped".to_owned()), parts)?;
+                return Ok(None);
             }
             match self.machine.state() {
-                StandbyState::Active => return Ok(SessionEnd::Active(Box::new(parts))),
-                StandbyState::Ended(reason) => {
-                    let why = self.failure.take().unwrap_or_else(|| ending(reason.as_ref()));
-                    return Ok(SessionEnd::Over(why));
-                }
-                _ => {}
+                StandbyState::Active => return Ok(Some(String::new())),
+                StandbyState::Ended(reason) => return Ok(Some(ending(reason.as_ref()))),
+                StandbyState::Following | StandbyState::Resolving => {}
             }
         }
     }
@@ -417,6 +431,11 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.abort.abort();
         self.buffers.close();
+        if let Some(receiver) = self.receiver.take()
+            && receiver.join().is_err()
+        {
+            warn!("the receiver's thread panicked");
+        }
     }
 }
 
@@ -469,8 +488,13 @@ fn prepare<R: Fn(Report) + Send + Sync + Clone + 'static>(
     Ok(FrameRx::new(pages))
 }
 
-fn spawn_receiver(rx: FrameRx, image: &Arc<Mutex<Image>>, buffers: &Arc<Buffers>, to_loop: &Sender<Event>) {
-    let (image, buffers, to_loop) = (Arc::clone(image), Arc::clone(buffers), to_loop.clone());
+fn spawn_receiver(
+    rx: FrameRx,
+    image: &Arc<Mutex<Image>>,
+    buffers: &Arc<Buffers>,
+    to_loop: Sender<Event>,
+) -> JoinHandle<()> {
+    let (image, buffers) = (Arc::clone(image), Arc::clone(buffers));
     thread::spawn(move || {
         // A loop that has ended needs no more news.
         let staged = |c| drop(to_loop.send(Event::Checkpoint(c)));
@@ -478,7 +502,7 @@ fn spawn_receiver(rx: FrameRx, image: &Arc<Mutex<Image>>, buffers: &Arc<Buffers>
         if let Err(error) = receiver::run(rx, &image, &buffers, staged, copied) {
             let _ = to_loop.send(Event::ReceiverEnded(error));
         }
-    });
+    })
 }
 
 fn claimant<R: Fn(Report) + Send + Sync + Clone + 'static>(
