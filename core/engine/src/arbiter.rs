@@ -22,7 +22,7 @@ impl Claimant {
     pub(crate) fn start(
         mut arbiter: Box<dyn Arbiter>,
         side: Side,
-        answer: impl Fn(Verdict) + Send + 'static,
+        answer: impl Fn(SessionId, Verdict) + Send + 'static,
     ) -> Claimant {
         let (claims, asked) = channel();
         thread::spawn(move || {
@@ -36,7 +36,7 @@ impl Claimant {
                 } else {
                     info!(%session, ?verdict, "the arbiter has decided");
                 }
-                answer(verdict);
+                answer(session, verdict);
             }
         });
         Claimant { claims }

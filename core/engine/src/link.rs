@@ -32,7 +32,8 @@ pub(crate) struct PrimaryLink {
     pub(crate) number: u32,
     pub(crate) session: SessionId,
     pub(crate) control: ControlTx,
-    /// From the agreement on: the standby listens for it while this side still prepares. `None` once the link is given up.
+    /// From the agreement on: the standby listens for it while this side still prepares. `None` once the
+    /// link is given up or nothing is heard on it.
     pub(crate) heartbeat: Option<Heartbeat>,
     pub(crate) heard: Heard,
     pub(crate) abort: Arc<dyn LinkAbort>,

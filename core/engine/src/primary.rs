@@ -24,7 +24,9 @@ use crate::staging::{CopyStep, SenderGone, Staging};
 use crate::stats::{Samples, Shared};
 use crate::wire::{DiskTx, FrameTx};
 use crate::{ProtectEnd, ProtectError, arbiter, sender};
-use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, Link, PageBitmap, PluginError, Side, Verdict};
+use aventine_api::{
+    Codec, Epoch, EpochPolicy, EpochStats, Link, PageBitmap, PluginError, SessionId, Side, Verdict,
+};
 use aventine_config::Config;
 use aventine_protocol::{Message, Primary, PrimaryEvent, PrimaryState};
 use std::collections::VecDeque;
@@ -48,8 +50,8 @@ pub(crate) enum Event {
     ChannelLost(u32, PluginError),
     /// A plugin's own thread says something.
     Plugin(Report),
-    /// The arbiter's answer.
-    Verdict(Verdict),
+    /// The arbiter's answer for a session.
+    Verdict(SessionId, Verdict),
     /// A standby was found after the last one was lost.
     Linked(Box<dyn Link>),
 }
@@ -85,7 +87,7 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
     let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
     let pages = memory.pages();
     let verdicts = to_loop.clone();
-    let answer = move |v| drop(verdicts.send(Event::Verdict(v)));
+    let answer = move |session, v| drop(verdicts.send(Event::Verdict(session, v)));
     let make_codec = || maker.codec();
     let mut epochs = Loop {
         machine: Primary::new(parts.depth()),

@@ -106,7 +106,8 @@ struct Session {
     control: ControlTx,
     abort: Arc<dyn LinkAbort>,
     link: Box<dyn Link>,
-    _heartbeat: Heartbeat,
+    /// `None` once this side takes the primary for lost.
+    heartbeat: Option<Heartbeat>,
     receiver: Option<JoinHandle<()>>,
     silence: Silence,
     session: SessionId,
@@ -186,7 +187,7 @@ impl Session {
             control,
             abort,
             link,
-            _heartbeat: heartbeat,
+            heartbeat: Some(heartbeat),
             image,
             buffers,
             checkpoints: VecDeque::new(),
@@ -349,7 +350,10 @@ impl Session {
                 self.send(self.machine.committed(), &Message::Failed(why.clone()));
                 self.failure.get_or_insert(why);
             }
-            StandbyAction::Claim => self.arbiter.claim(self.session),
+            StandbyAction::Claim => {
+                self.heartbeat = None;
+                self.arbiter.claim(self.session);
+            }
             StandbyAction::TakeOver(epoch) => self.take_over(epoch, parts)?,
         }
         Ok(())
@@ -509,7 +513,7 @@ fn claimant<R: Fn(Report) + Send + Sync + Clone + 'static>(
     maker: &Maker<'_, R>,
     to_loop: Sender<Event>,
 ) -> Result<arbiter::Claimant, PluginFailure> {
-    let answer = move |v: Verdict| drop(to_loop.send(Event::Verdict(v)));
+    let answer = move |_, v: Verdict| drop(to_loop.send(Event::Verdict(v)));
     Ok(arbiter::Claimant::start(maker.arbiter()?, Side::Standby, answer))
 }
 

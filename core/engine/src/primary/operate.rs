@@ -32,6 +32,8 @@ impl Loop<'_> {
         let open = self.link.heartbeat.is_some();
         if open && self.silence.tick(Instant::now()) {
             self.link_lost("nothing was heard for the detection time")?;
+            // A standby that still hears this side must come to ask the arbiter as well.
+            self.link.heartbeat = None;
         }
         self.floor_round()?;
         if self.reported.elapsed() >= Duration::from_millis(100) {

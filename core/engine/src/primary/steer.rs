@@ -44,7 +44,9 @@ impl Loop<'_> {
                 self.local_error(&PluginFailure { id, doing: "replicating", source })
             }
             Event::Plugin(Report::DiskStaged(..)) => Ok(()),
-            Event::Verdict(verdict) => self.step(PrimaryEvent::Verdict(verdict)),
+            // A verdict on an earlier session says nothing about this one.
+            Event::Verdict(session, _) if session != self.link.session => Ok(()),
+            Event::Verdict(_, verdict) => self.step(PrimaryEvent::Verdict(verdict)),
             Event::Linked(link) => {
                 self.linked(link);
                 Ok(())
@@ -58,6 +60,7 @@ impl Loop<'_> {
         let mut actions = Vec::new();
         if let Err(violation) = self.machine.step(event, &mut actions) {
             self.detail(violation.to_string());
+            self.link.heartbeat = None;
         }
         for action in actions {
             self.carry_out(action)?;
