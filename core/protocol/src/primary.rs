@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             copied          ack(1)
-//!  Copying ─────────► Arming ────────► Protected ──┬─ link lost, violation ─► Resolving ─┬─ won ──► Alone
+//!  Copying ─────────► Arming ────────► Protected ──┬─ link lost, violation ─► Resolving ─┬─ won, renounced ─► Alone
 //!     │                 │                          ├─ end asked ─► Ending ─ acked ──────────► Alone / Ended
 //!     │ any loss        │ (the same ways out)      │                 └─ link lost ─► Resolving
 //!     ▼                 ▼                          ├─ standby renounced ────────────────────► Alone
@@ -14,7 +14,8 @@
 //! - A seal is *armed* when the network buffers were engaged before its epoch began to be held: they engage on the
 //!   acknowledgement of epoch 1, so everything sent unheld before that is explained by epoch 2 at the latest. Until an
 //!   armed seal was given out no standby may promote, and this side may go on without asking the arbiter.
-//! - After that, `Disengage(Owner)` needs `Won`, or the standby's own word that it has disarmed itself.
+//! - After that, `Disengage(Owner)` needs `Won`, or the standby's own word that it has disarmed itself. That word counts
+//!   while the arbiter is being asked, too: an arbiter that waits for a person must not mute a guest that nobody contests.
 
 use crate::{EndReason, Violation};
 use aventine_api::{Disengage, Epoch, Verdict};
@@ -53,7 +54,9 @@ pub enum PrimaryEvent {
     EndAcknowledged,
     /// The standby has disarmed itself for good.
     StandbyRenounced,
-    /// The control channel ended, or nothing was heard for the detection time.
+    /// A channel ended, or nothing was heard for the detection time. A side that hears nothing says nothing any more
+    /// either, not even that it is alive: a standby that still hears it must come to ask the arbiter as well, for it may
+    /// be the only one that can.
     LinkLost,
     /// Protection shall end, and why.
     End(EndReason),
@@ -158,12 +161,12 @@ impl Primary {
             }
             PrimaryEvent::Acknowledged(epoch) => return self.acknowledge(epoch, out),
             PrimaryEvent::EndAcknowledged => {
-                if matches!(self.state, PrimaryState::Ending(_)) {
+                if matches!(self.state, PrimaryState::Ending(_) | PrimaryState::Resolving) {
                     self.go_on_alone(out);
                 }
             }
             PrimaryEvent::StandbyRenounced => {
-                if self.is_open() {
+                if self.is_open() || self.state == PrimaryState::Resolving {
                     self.go_on_alone(out);
                 }
             }

@@ -3,7 +3,7 @@
 //! ```text
 //!            armed epoch committed
 //!  Following ────────────────────► (armed) ─┬─ peer lost, yield ─► Resolving ─┬─ won ──► Active
-//!     │                                     │                                 └─ lost ─► Ended
+//!     │                                     │                                 └─ lost, guest shut down ─► Ended
 //!     │ end, peer lost, failure             ├─ end ─► Ended
 //!     ▼                                     └─ failure ─► Ended (renounced)
 //!   Ended
@@ -74,7 +74,8 @@ pub enum StandbyAction {
     SendEndAck,
     /// Tell the primary that this side has disarmed itself, and why.
     SendFailed(String),
-    /// Ask the arbiter, and report the verdict.
+    /// Ask the arbiter, and report the verdict. From now on this side no longer says that it is alive: a primary that
+    /// lives must notice that nobody follows it, and ask as well.
     Claim,
     /// Discard what is later than this epoch and run the guest from it.
     TakeOver(Epoch),
@@ -140,7 +141,10 @@ impl Standby {
                 self.disks[disk] = epoch;
                 self.commit(out);
             }
-            (StandbyEvent::End(reason), StandbyState::Following) => {
+            // A guest that has shut down is not resurrected, not even when the arbiter gives it to this side. Any other
+            // end is too late after a claim: it may be won already, and then nobody else may continue the guest.
+            (StandbyEvent::End(reason @ EndReason::GuestShutDown), StandbyState::Resolving)
+            | (StandbyEvent::End(reason), StandbyState::Following) => {
                 self.state = StandbyState::Ended(Some(reason));
                 out.push(StandbyAction::SendEndAck);
             }
