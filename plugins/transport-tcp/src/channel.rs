@@ -1,13 +1,15 @@
 //! Channels, and the state that a link's channels share.
 
+use crate::conn::{Conn, Incoming, RecvError};
+use crate::fault::Fault;
 use crate::wire::is_name;
 use aventine_api::{ChannelRx, ChannelTx, ErrorCode, LinkAbort, PluginError};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use socket2::SockRef;
 use std::collections::{HashMap, HashSet};
-use std::io::{self, ErrorKind, IoSlice, Read};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, ErrorKind, IoSlice};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -29,8 +31,12 @@ pub(crate) enum ChannelError {
     Aborted,
     #[error("The other host closed the connection")]
     Closed,
+    #[error("The connection to the other host was cut")]
+    Cut,
     #[error("The connection to the other host broke")]
     Broken(#[source] io::Error),
+    #[error("The connection to the other host cannot be trusted any more")]
+    Fault(#[source] Fault),
 }
 
 impl From<ChannelError> for PluginError {
@@ -40,11 +46,10 @@ impl From<ChannelError> for PluginError {
 }
 
 /// Prepares a connection to carry the channel `name`.
-pub(crate) fn tune(stream: &TcpStream, name: &str) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_nodelay(true)?;
+pub(crate) fn tune(conn: &mut Conn, name: &str) -> io::Result<()> {
+    conn.become_channel()?;
     if name == CONTROL {
-        SockRef::from(stream).set_priority(CONTROL_PRIORITY)?;
+        SockRef::from(conn.stream()).set_priority(CONTROL_PRIORITY)?;
     }
     Ok(())
 }
@@ -61,9 +66,9 @@ pub(crate) struct LinkState {
 #[derive(Default)]
 struct Inner {
     /// Channels in use. Weak, so that a connection ends when both its ends are dropped.
-    open: Vec<Weak<TcpStream>>,
+    open: Vec<Weak<Conn>>,
     /// Connections whose channel is not opened yet.
-    waiting: HashMap<String, TcpStream>,
+    waiting: HashMap<String, Conn>,
     /// Every channel that ever came.
     names: HashSet<String>,
 }
@@ -98,21 +103,21 @@ impl LinkState {
     }
 
     /// Leaves a connection for the `open` of its channel.
-    pub(crate) fn leave(&self, name: String, stream: TcpStream) {
+    pub(crate) fn leave(&self, name: String, conn: Conn) {
         let mut inner = self.lock();
         if !self.is_aborted() && inner.names.insert(name.clone()) {
-            inner.waiting.insert(name, stream);
+            inner.waiting.insert(name, conn);
             self.changed.notify_all();
         }
     }
 
     /// Takes the connection left for `name`, if there is one.
-    pub(crate) fn take(&self, name: &str) -> Option<TcpStream> {
+    pub(crate) fn take(&self, name: &str) -> Option<Conn> {
         self.lock().waiting.remove(name)
     }
 
     /// Waits until a connection is left for `name`; `None` when none came before `deadline` or the link was aborted.
-    pub(crate) fn wait(&self, name: &str, deadline: Instant) -> Option<TcpStream> {
+    pub(crate) fn wait(&self, name: &str, deadline: Instant) -> Option<Conn> {
         let inner = self.lock();
         let limit = deadline.saturating_duration_since(Instant::now());
         let (mut inner, _) = self
@@ -123,18 +128,18 @@ impl LinkState {
     }
 
     /// Makes both ends of a channel out of a connection.
-    pub(crate) fn adopt(self: &Arc<Self>, stream: TcpStream) -> Result<(Tx, Rx), ChannelError> {
-        let stream = Arc::new(stream);
+    pub(crate) fn adopt(self: &Arc<Self>, conn: Conn) -> Result<(Tx, Rx), ChannelError> {
+        let conn = Arc::new(conn);
         let mut inner = self.lock();
         if self.is_aborted() {
             return Err(ChannelError::Aborted);
         }
-        inner.open.retain(|s| s.strong_count() > 0);
-        inner.open.push(Arc::downgrade(&stream));
+        inner.open.retain(|c| c.strong_count() > 0);
+        inner.open.push(Arc::downgrade(&conn));
         drop(inner);
         Ok((
-            Tx { stream: Arc::clone(&stream), link: Arc::clone(self) },
-            Rx { stream, link: Arc::clone(self) },
+            Tx { conn: Arc::clone(&conn), link: Arc::clone(self), sealed: Vec::new() },
+            Rx { conn, link: Arc::clone(self), incoming: Incoming::default() },
         ))
     }
 }
@@ -144,9 +149,9 @@ impl LinkAbort for LinkState {
         let mut inner = self.lock();
         self.aborted.store(true, Ordering::SeqCst);
         inner.waiting.clear();
-        for stream in inner.open.drain(..).filter_map(|s| s.upgrade()) {
+        for conn in inner.open.drain(..).filter_map(|c| c.upgrade()) {
             // It fails only for a connection that has ended already.
-            let _ = stream.shutdown(Shutdown::Both);
+            let _ = conn.stream().shutdown(Shutdown::Both);
         }
         self.changed.notify_all();
         // It fails only when the counter is full, and then it is readable.
@@ -156,12 +161,14 @@ impl LinkAbort for LinkState {
 
 /// The sending end. Dropping it tells the other side that nothing more comes.
 pub(crate) struct Tx {
-    stream: Arc<TcpStream>,
+    conn: Arc<Conn>,
     link: Arc<LinkState>,
+    /// Records on their way to the socket.
+    sealed: Vec<u8>,
 }
 
 impl Tx {
-    fn send_all(&self, parts: &[&[u8]]) -> Result<(), ChannelError> {
+    fn send_all(&mut self, parts: &[&[u8]]) -> Result<(), ChannelError> {
         let mut rest = parts.iter().filter(|p| !p.is_empty());
         loop {
             let mut batch = [IoSlice::new(&[]); BATCH];
@@ -173,17 +180,37 @@ impl Tx {
             if used == 0 {
                 return if self.link.is_aborted() { Err(ChannelError::Aborted) } else { Ok(()) };
             }
-            self.send_batch(&mut batch[..used])?;
+            match self.conn.is_tls() {
+                true => self.send_sealed(&mut batch[..used])?,
+                false => self.send_batch(&mut batch[..used])?,
+            }
+        }
+    }
+
+    fn send_sealed(&mut self, mut batch: &mut [IoSlice<'_>]) -> Result<(), ChannelError> {
+        while !batch.is_empty() {
+            self.sealed.clear();
+            let taken = self.conn.seal_some(batch, &mut self.sealed).map_err(|e| self.broken(e))?;
+            IoSlice::advance_slices(&mut batch, taken);
+            self.send_batch(&mut [IoSlice::new(&self.sealed)])?;
+        }
+        Ok(())
+    }
+
+    fn broken(&self, error: io::Error) -> ChannelError {
+        match Fault::of(&error) {
+            _ if self.link.is_aborted() => ChannelError::Aborted,
+            Some(fault) => ChannelError::Fault(fault),
+            None => ChannelError::Broken(error),
         }
     }
 
     fn send_batch(&self, mut batch: &mut [IoSlice<'_>]) -> Result<(), ChannelError> {
         while !batch.is_empty() {
-            match sendmsg(&self.stream, batch, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+            match sendmsg(self.conn.stream(), batch, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
                 Ok(sent) => IoSlice::advance_slices(&mut batch, sent),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(_) if self.link.is_aborted() => return Err(ChannelError::Aborted),
-                Err(error) => return Err(ChannelError::Broken(error.into())),
+                Err(error) => return Err(self.broken(error.into())),
             }
         }
         Ok(())
@@ -201,33 +228,47 @@ impl ChannelTx for Tx {
 
 impl Drop for Tx {
     fn drop(&mut self) {
-        // It fails only for a connection that has ended already.
-        let _ = self.stream.shutdown(Shutdown::Write);
+        self.conn.finish();
     }
 }
 
 /// The receiving end.
 pub(crate) struct Rx {
-    stream: Arc<TcpStream>,
+    conn: Arc<Conn>,
     link: Arc<LinkState>,
+    incoming: Incoming,
 }
 
 impl Rx {
-    fn recv_all(&self, mut buf: &mut [u8]) -> Result<(), ChannelError> {
+    fn recv_all(&mut self, mut buf: &mut [u8]) -> Result<(), ChannelError> {
         while !buf.is_empty() {
-            let got = (&*self.stream).read(buf);
+            let got = self.incoming.recv(&self.conn, buf);
             // A connection that was shut down still hands out what arrived before: the flag decides.
             if self.link.is_aborted() {
                 return Err(ChannelError::Aborted);
             }
             match got {
-                Ok(0) => return Err(ChannelError::Closed),
                 Ok(n) => buf = &mut buf[n..],
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(ChannelError::Broken(e)),
+                Err(RecvError::Io(e)) if e.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.ended(error)),
             }
         }
         if self.link.is_aborted() { Err(ChannelError::Aborted) } else { Ok(()) }
+    }
+}
+
+impl Rx {
+    fn ended(&self, error: RecvError) -> ChannelError {
+        match error {
+            RecvError::Closed => ChannelError::Closed,
+            RecvError::Cut => ChannelError::Cut,
+            RecvError::Io(error) => ChannelError::Broken(error),
+            RecvError::Fault(fault) => {
+                // Nothing that comes can be believed: the sender of this side, and the other host, hear of it so.
+                let _ = self.conn.stream().shutdown(Shutdown::Both);
+                ChannelError::Fault(fault)
+            }
+        }
     }
 }
 

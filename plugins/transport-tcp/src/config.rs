@@ -1,9 +1,12 @@
 //! The plugin's keys.
 
+use crate::tls::TlsFiles;
 use aventine_api::{ConfigError, parse_config};
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 #[derive(Deserialize)]
@@ -11,8 +14,19 @@ use std::str::FromStr;
 struct Keys {
     listen: Option<String>,
     peer: Option<String>,
+    tls: Option<TlsKeys>,
     #[serde(default)]
     unsafe_plaintext: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsKeys {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+    #[serde(default)]
+    nodes: Vec<String>,
 }
 
 /// A checked configuration.
@@ -22,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) listen: Option<SocketAddr>,
     /// Where the primary connects to.
     pub(crate) peer: Option<Address>,
+    /// `None` for plaintext.
+    pub(crate) tls: Option<TlsFiles>,
 }
 
 impl Settings {
@@ -36,17 +52,47 @@ impl Settings {
         }
         let listen = keys.listen.as_deref().map(parse_listen).transpose()?;
         let peer = keys.peer.as_deref().map(parse_peer).transpose()?;
-        if !keys.unsafe_plaintext {
-            return Err(ConfigError::bad_value(
-                &[],
-                "this transport is not encrypted yet: anyone on the wire can read and change the guest's memory",
-                Some(
-                    "set `unsafe_plaintext = true` to accept that, on a network that only the two hosts use",
-                ),
-            ));
-        }
-        Ok(Settings { listen, peer })
+        let tls = parse_security(keys.tls, keys.unsafe_plaintext)?;
+        Ok(Settings { listen, peer, tls })
     }
+}
+
+fn parse_security(tls: Option<TlsKeys>, plaintext: bool) -> Result<Option<TlsFiles>, ConfigError> {
+    match (tls, plaintext) {
+        (Some(tls), false) => parse_tls(tls).map(Some),
+        (None, true) => Ok(None),
+        (Some(_), true) => Err(ConfigError::bad_value(
+            &["unsafe_plaintext"],
+            "both `tls` and `unsafe_plaintext = true` are given, and the link is either encrypted or not",
+            Some("remove `unsafe_plaintext`"),
+        )),
+        (None, false) => Err(ConfigError::bad_value(
+            &[],
+            "neither `tls` nor `unsafe_plaintext = true` is given: how the link is secured must be said",
+            Some(
+                "make keys with `aventine keys` and add tls = { ca = \"ca.pem\", cert = \"node.pem\", key = \"node.key\" }; \
+                 with `unsafe_plaintext = true` instead, anyone on the wire can read and change the guest's memory",
+            ),
+        )),
+    }
+}
+
+fn parse_tls(keys: TlsKeys) -> Result<TlsFiles, ConfigError> {
+    for (name, path) in [("ca", &keys.ca), ("cert", &keys.cert), ("key", &keys.key)] {
+        if path.as_os_str().is_empty() {
+            return Err(ConfigError::bad_value(&["tls", name], "no file is named", None));
+        }
+    }
+    let node = |(at, name): (usize, String)| match ServerName::try_from(name.clone()) {
+        Ok(ServerName::DnsName(node)) => Ok(ServerName::DnsName(node)),
+        _ => Err(ConfigError::bad_value(
+            &["tls", "nodes", &at.to_string()],
+            format!("{name:?} is no name of a node"),
+            Some("name nodes as `aventine keys --node` did"),
+        )),
+    };
+    let nodes = keys.nodes.into_iter().enumerate().map(node).collect::<Result<_, _>>()?;
+    Ok(TlsFiles { ca: keys.ca, cert: keys.cert, key: keys.key, nodes })
 }
 
 fn parse_listen(text: &str) -> Result<SocketAddr, ConfigError> {
@@ -165,18 +211,26 @@ mod tests {
         }
     }
 
+    const TLS: &str = "tls = { ca = 'ca.pem', cert = 'node.pem', key = 'node.key' }";
+
     #[test]
-    fn plaintext_must_be_accepted_by_name() {
+    fn the_link_is_encrypted_or_plaintext_by_name() {
         let both = "listen = '0.0.0.0:7400'\npeer = 'standby:7400'";
-        assert!(Settings::parse(&format!("{both}\nunsafe_plaintext = true")).is_ok());
-        for text in [both.to_owned(), format!("{both}\nunsafe_plaintext = false")] {
-            let ConfigProblem::BadValue { message, help } = Settings::parse(&text).unwrap_err().problem
-            else {
+        let parse = |more: &str| Settings::parse(&format!("{both}\n{more}"));
+        assert!(parse("unsafe_plaintext = true").unwrap().tls.is_none());
+        for text in [TLS.to_owned(), format!("{TLS}\nunsafe_plaintext = false")] {
+            assert_eq!(parse(&text).unwrap().tls.unwrap().key, PathBuf::from("node.key"));
+        }
+        for text in ["", "unsafe_plaintext = false"] {
+            let ConfigProblem::BadValue { message, help } = parse(text).unwrap_err().problem else {
                 panic!("a wrong kind of problem");
             };
-            assert!(message.contains("not encrypted") && message.contains("read and change"), "{message}");
-            assert!(help.unwrap().contains("unsafe_plaintext = true"));
+            assert!(message.contains("`tls`") && message.contains("`unsafe_plaintext = true`"), "{message}");
+            assert!(help.unwrap().contains("`aventine keys`"));
         }
+        let error = parse(&format!("{TLS}\nunsafe_plaintext = true")).unwrap_err();
+        assert_eq!(error.path, ["unsafe_plaintext"]);
+        assert!(error.to_string().contains("both `tls` and"), "{error}");
     }
 
     #[test]
@@ -186,6 +240,12 @@ mod tests {
             ("listen = '0.0.0.0:0'", vec!["listen"]),
             ("peer = 'standby'", vec!["peer"]),
             ("unsafe_plaintext = true", vec![]),
+            ("peer = 'a:1'\ntls = { cert = 'a', key = 'b' }", vec!["tls"]),
+            ("peer = 'a:1'\ntls = { ca = '', cert = 'a', key = 'b' }", vec!["tls", "ca"]),
+            (
+                "peer = 'a:1'\ntls = { ca = 'a', cert = 'b', key = 'c', nodes = ['a', '10.0.0.1'] }",
+                vec!["tls", "nodes", "1"],
+            ),
         ] {
             assert_eq!(Settings::parse(text).unwrap_err().path, path, "{text}");
         }

@@ -2,12 +2,14 @@
 
 use crate::channel::{LinkState, tune};
 use crate::config::Address;
-use crate::wire::{ANSWER_LEN, Answer, AnswerError, Greeting, VERSION};
+use crate::conn::{Conn, Security};
+use crate::fault::Fault;
+use crate::wire::{ANSWER_LEN, Answer, AnswerError, Greeting, VERSION, is_plain_answer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::thread;
@@ -41,6 +43,14 @@ pub(crate) enum DialError {
     Taken { address: SocketAddr },
     #[error("The standby at {address} refused the channel's name")]
     BadName { address: SocketAddr },
+    #[error("The standby at {address} encrypts and this host does not; give both hosts the same `tls`")]
+    Encrypted { address: SocketAddr },
+    #[error(
+        "The standby at {address} has `unsafe_plaintext = true` and this host `tls`; give both hosts the same `tls`"
+    )]
+    Plaintext { address: SocketAddr },
+    #[error("The standby at {address} and this host do not trust each other")]
+    Trust { address: SocketAddr, source: Fault },
     #[error("The link was ended on this side")]
     Aborted,
 }
@@ -53,6 +63,12 @@ impl DialError {
             self,
             Resolve { .. } | ResolveSlow { .. } | Connect { .. } | Slow { .. } | Closed { .. } | Busy { .. }
         )
+    }
+
+    /// Whether the two hosts are not set up alike.
+    pub(crate) fn is_refusal(&self) -> bool {
+        use DialError::{Encrypted, OtherVersion, Plaintext, Trust};
+        matches!(self, OtherVersion { .. } | Encrypted { .. } | Plaintext { .. } | Trust { .. })
     }
 }
 
@@ -90,13 +106,14 @@ pub(crate) fn dial(
     greeting: &Greeting,
     deadline: Instant,
     link: &LinkState,
-) -> Result<(TcpStream, SocketAddr), DialError> {
+    security: &Security,
+) -> Result<(Conn, SocketAddr), DialError> {
     let mut last = None;
     for (at, &address) in addresses.iter().enumerate() {
         let now = Instant::now();
         let share = deadline.saturating_duration_since(now) / (addresses.len() - at) as u32;
-        match (Attempt { address, deadline: now + share, link }).run(greeting) {
-            Ok(stream) => return Ok((stream, address)),
+        match (Attempt { address, deadline: now + share, link, security }).run(greeting) {
+            Ok(conn) => return Ok((conn, address)),
             Err(e) if e.is_passing() => last = Some(e),
             Err(e) => return Err(e),
         }
@@ -109,23 +126,30 @@ struct Attempt<'a> {
     address: SocketAddr,
     deadline: Instant,
     link: &'a LinkState,
+    security: &'a Security,
 }
 
 impl Attempt<'_> {
-    fn run(&self, greeting: &Greeting) -> Result<TcpStream, DialError> {
+    fn run(&self, greeting: &Greeting) -> Result<Conn, DialError> {
         let stream = self.connect()?;
-        self.write(&stream, &greeting.encode())?;
-        let answer = self.read_answer(&stream)?;
+        let mut conn = self.security.dialled(stream, self.address).map_err(|e| self.failed(e))?;
+        let asked = self.write(&mut conn, &greeting.encode()).and_then(|()| self.read_answer(&mut conn));
+        if let Err(DialError::Trust { .. }) = asked {
+            self.part(&mut conn);
+        }
+        let answer = asked?;
         let address = self.address;
         match Answer::decode(&answer) {
             Ok(Answer::Welcome) => {
-                tune(&stream, &greeting.channel).map_err(|e| self.failed(e))?;
-                Ok(stream)
+                tune(&mut conn, &greeting.channel).map_err(|e| self.failed(e))?;
+                Ok(conn)
             }
             Ok(Answer::UnknownLink) => Err(DialError::UnknownLink { address }),
             Ok(Answer::Taken) => Err(DialError::Taken { address }),
             Ok(Answer::Busy) => Err(DialError::Busy { address }),
             Ok(Answer::BadName) => Err(DialError::BadName { address }),
+            Ok(Answer::Encrypted) => Err(DialError::Encrypted { address }),
+            Ok(Answer::Plaintext) => Err(DialError::Plaintext { address }),
             Ok(Answer::OtherVersion) | Err(AnswerError::NotAventine) => {
                 Err(DialError::NotAventine { address })
             }
@@ -134,7 +158,13 @@ impl Attempt<'_> {
     }
 
     fn failed(&self, source: io::Error) -> DialError {
-        DialError::Connect { address: self.address, source }
+        let address = self.address;
+        match Fault::of(&source) {
+            Some(Fault::NotTls) => DialError::NotAventine { address },
+            Some(fault) => DialError::Trust { address, source: fault },
+            None if source.kind() == ErrorKind::UnexpectedEof => DialError::Closed { address },
+            None => DialError::Connect { address, source },
+        }
     }
 
     fn connect(&self) -> Result<TcpStream, DialError> {
@@ -160,31 +190,57 @@ impl Attempt<'_> {
         Ok(stream)
     }
 
-    fn write(&self, mut stream: &TcpStream, mut bytes: &[u8]) -> Result<(), DialError> {
+    fn write(&self, conn: &mut Conn, mut bytes: &[u8]) -> Result<(), DialError> {
         while !bytes.is_empty() {
-            self.wait(stream, PollFlags::OUT)?;
-            match stream.write(bytes) {
+            match conn.write(bytes) {
                 Ok(n) => bytes = &bytes[n..],
-                Err(e) if is_again(&e) => {}
-                Err(e) => return Err(self.failed(e)),
+                Err(e) => self.wait_out(conn, e)?,
             }
         }
-        Ok(())
+        loop {
+            match conn.flush() {
+                Ok(()) => return Ok(()),
+                Err(e) => self.wait_out(conn, e)?,
+            }
+        }
     }
 
-    fn read_answer(&self, mut stream: &TcpStream) -> Result<[u8; ANSWER_LEN], DialError> {
+    /// Waits for what `error` lacks, if it is only that.
+    fn wait_out(&self, conn: &Conn, error: io::Error) -> Result<(), DialError> {
+        if is_again(&error) { self.wait(conn.stream(), PollFlags::OUT) } else { Err(self.failed(error)) }
+    }
+
+    fn read_answer(&self, conn: &mut Conn) -> Result<[u8; ANSWER_LEN], DialError> {
+        self.wait(conn.stream(), PollFlags::IN)?;
+        if conn.is_tls() && conn.peek().is_some_and(is_plain_answer) {
+            return Err(DialError::Plaintext { address: self.address });
+        }
         let mut answer = [0; ANSWER_LEN];
         let mut got = 0;
         while got < ANSWER_LEN {
-            self.wait(stream, PollFlags::IN)?;
-            match stream.read(&mut answer[got..]) {
+            match conn.read(&mut answer[got..]) {
                 Ok(0) => return Err(DialError::Closed { address: self.address }),
                 Ok(n) => got += n,
-                Err(e) if is_again(&e) => {}
+                Err(e) if conn.wants_write() => self.wait_out(conn, e)?,
+                Err(e) if is_again(&e) => self.wait(conn.stream(), PollFlags::IN)?,
                 Err(e) => return Err(self.failed(e)),
             }
         }
         Ok(answer)
+    }
+
+    /// Lets the other side read why this one hangs up: closing a connection with unread bytes would destroy that.
+    fn part(&self, conn: &mut Conn) {
+        if conn.stream().shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        while self.wait(conn.stream(), PollFlags::IN).is_ok() {
+            match conn.discard() {
+                Ok(true) => {}
+                Err(e) if is_again(&e) => {}
+                Ok(false) | Err(_) => return,
+            }
+        }
     }
 
     /// Waits until `fd` is ready.

@@ -1,23 +1,25 @@
 //! The standby's listening sockets, and the thread that hears every newcomer out.
 //!
 //! ```text
-//!  accepted ─► greeting ─┬─ welcome ─► hall
-//!                 │      └─ refused ─► draining ─► closed
+//!  accepted ─► TLS handshake, greeting ─┬─ welcome ─► hall
+//!                 │                     └─ refused ─► draining ─► closed
 //!                 └─ too slow, hung up, not Aventine ─► closed
 //! ```
-//! A refused connection is read until the primary hangs up, because closing it with unread bytes would destroy the
+//! What strangers may cost is bounded: [`MAX_STRANGERS`] at once, [`PATIENCE`] each. A refused connection is read until the primary hangs up, because closing it with unread bytes would destroy the
 //! answer on its way.
 
 use crate::ListenError;
+use crate::conn::{Conn, Security};
 use crate::dial::is_again;
+use crate::fault::Fault;
 use crate::hall::Hall;
 use crate::link::TcpLink;
-use crate::wire::{Answer, Greeting, GreetingError, Progress, read_greeting};
+use crate::wire::{Answer, Greeting, GreetingError, Progress, is_plain_greeting, read_greeting};
 use aventine_api::{Link, Listener, PluginError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -39,7 +41,7 @@ pub(crate) struct TcpListening {
 
 impl TcpListening {
     /// Listens on all of `addresses`.
-    pub(crate) fn start(addresses: &[SocketAddr]) -> Result<TcpListening, ListenError> {
+    pub(crate) fn start(addresses: &[SocketAddr], security: Security) -> Result<TcpListening, ListenError> {
         let listeners = addresses.iter().map(|&a| bind(a)).collect::<Result<Vec<_>, _>>()?;
         let hall = Arc::new(Hall::default());
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -47,6 +49,7 @@ impl TcpListening {
         let stop = Arc::new(stop);
         let door = Door {
             listeners,
+            security,
             hall: Arc::clone(&hall),
             stop: Arc::clone(&stop),
             strangers: Vec::new(),
@@ -93,6 +96,7 @@ impl Drop for TcpListening {
 
 struct Door {
     listeners: Vec<TcpListener>,
+    security: Security,
     hall: Arc<Hall>,
     stop: Arc<OwnedFd>,
     strangers: Vec<Stranger>,
@@ -135,7 +139,7 @@ impl Door {
         let listening = if self.rest_until.is_some() { PollFlags::empty() } else { PollFlags::IN };
         let mut fds = vec![PollFd::from_borrowed_fd((*self.stop).as_fd(), PollFlags::IN)];
         fds.extend(self.listeners.iter().map(|l| PollFd::new(l, listening)));
-        fds.extend(self.strangers.iter().map(|s| PollFd::new(&s.stream, PollFlags::IN)));
+        fds.extend(self.strangers.iter().map(|s| PollFd::new(s.conn.stream(), PollFlags::IN)));
         let next = self.strangers.iter().map(|s| s.deadline).chain(self.rest_until).min();
         let limit = next.map(|at| {
             // Rounded up, so that it has passed on return.
@@ -152,15 +156,18 @@ impl Door {
             match self.listeners[at].accept() {
                 Ok((stream, from)) => {
                     let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
-                    if let Err(error) = ready {
-                        tracing::debug!(%from, %error, "A connection ended at once");
-                        continue;
-                    }
+                    let conn = match ready.and_then(|()| self.security.accepted(stream)) {
+                        Ok(conn) => conn,
+                        Err(error) => {
+                            tracing::debug!(%from, %error, "A connection ended at once");
+                            continue;
+                        }
+                    };
                     if self.strangers.len() == MAX_STRANGERS {
                         let oldest = self.strangers.remove(0);
                         tracing::debug!(from = %oldest.from, "A silent connection made room for a new one");
                     }
-                    self.strangers.push(Stranger::new(stream, from));
+                    self.strangers.push(Stranger::new(conn, from));
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
@@ -176,26 +183,42 @@ impl Door {
 
 /// A connection that is no channel yet.
 struct Stranger {
-    stream: TcpStream,
+    conn: Conn,
     from: SocketAddr,
     deadline: Instant,
+    /// Whether anything was read.
+    begun: bool,
     /// Its greeting so far; `None` once it was refused.
     greeting: Option<Vec<u8>>,
 }
 
 impl Stranger {
-    fn new(stream: TcpStream, from: SocketAddr) -> Stranger {
-        Stranger { stream, from, deadline: Instant::now() + PATIENCE, greeting: Some(Vec::new()) }
+    fn new(conn: Conn, from: SocketAddr) -> Stranger {
+        let deadline = Instant::now() + PATIENCE;
+        Stranger { conn, from, deadline, begun: false, greeting: Some(Vec::new()) }
     }
 
     /// Reads what came; `None` when it is a stranger no more.
     fn hear(mut self, hall: &Hall) -> Option<Stranger> {
         let Some(mut greeting) = self.greeting.take() else { return self.drain() };
-        match read_on(&mut self.stream, &mut greeting) {
+        if !self.begun && self.conn.is_tls() && self.conn.peek().is_some_and(is_plain_greeting) {
+            tracing::warn!(
+                from = %self.from,
+                "A connection was refused: it is not encrypted; the other host has `unsafe_plaintext = true` and this \
+                 one `tls`"
+            );
+            return self.refuse_plain(Answer::Encrypted);
+        }
+        self.begun = true;
+        match read_on(&mut self.conn, &mut greeting) {
             Ok(Some(done)) => self.welcome(done, hall),
             Ok(None) => {
                 self.greeting = Some(greeting);
                 Some(self)
+            }
+            Err(ReadError::Fault(fault)) => {
+                tracing::warn!(from = %self.from, "A connection was refused: {fault}");
+                self.hang_up()
             }
             Err(ReadError::Io(error)) => {
                 tracing::debug!(from = %self.from, %error, "A connection ended before its greeting");
@@ -205,6 +228,7 @@ impl Stranger {
                 tracing::warn!(from = %self.from, "A connection was refused: {error}");
                 match error {
                     GreetingError::NotAventine => None,
+                    GreetingError::Encrypted => self.refuse_plain(Answer::Plaintext),
                     GreetingError::OtherVersion { .. } => self.refuse(Answer::OtherVersion),
                     GreetingError::Name => self.refuse(Answer::BadName),
                 }
@@ -214,11 +238,11 @@ impl Stranger {
 
     fn welcome(mut self, greeting: Greeting, hall: &Hall) -> Option<Stranger> {
         let channel = greeting.channel.clone();
-        match hall.admit(greeting, self.stream, self.from) {
+        match hall.admit(greeting, self.conn, self.from) {
             Ok(None) => None,
-            Ok(Some((stream, answer))) => {
+            Ok(Some((conn, answer))) => {
                 tracing::warn!(from = %self.from, channel, ?answer, "A connection was refused");
-                self.stream = stream;
+                self.conn = conn;
                 self.refuse(answer)
             }
             Err(error) => {
@@ -230,15 +254,25 @@ impl Stranger {
 
     fn refuse(mut self, answer: Answer) -> Option<Stranger> {
         // The answer fits into the empty socket, unless the stranger has gone.
-        self.stream.write_all(&answer.encode()).ok()?;
-        self.stream.shutdown(Shutdown::Write).ok()?;
+        self.conn.write_all(&answer.encode()).and_then(|()| self.conn.flush()).ok()?;
+        self.hang_up()
+    }
+
+    /// Refuses one who is not set up as this host is.
+    fn refuse_plain(mut self, answer: Answer) -> Option<Stranger> {
+        self.conn.write_plain(&answer.encode()).ok()?;
+        self.hang_up()
+    }
+
+    fn hang_up(self) -> Option<Stranger> {
+        self.conn.stream().shutdown(Shutdown::Write).ok()?;
         self.drain()
     }
 
     fn drain(mut self) -> Option<Stranger> {
-        match self.stream.read(&mut [0; 512]) {
-            Ok(0) => None,
-            Ok(_) => Some(self),
+        match self.conn.discard() {
+            Ok(false) => None,
+            Ok(true) => Some(self),
             Err(e) if is_again(&e) => Some(self),
             Err(_) => None,
         }
@@ -247,11 +281,12 @@ impl Stranger {
 
 enum ReadError {
     Io(io::Error),
+    Fault(Fault),
     Greeting(GreetingError),
 }
 
 /// Reads on, but never past the greeting: what follows belongs to the channel.
-fn read_on(stream: &mut TcpStream, greeting: &mut Vec<u8>) -> Result<Option<Greeting>, ReadError> {
+fn read_on(conn: &mut Conn, greeting: &mut Vec<u8>) -> Result<Option<Greeting>, ReadError> {
     loop {
         let more = match read_greeting(greeting).map_err(ReadError::Greeting)? {
             Progress::Done(done) => return Ok(Some(done)),
@@ -259,13 +294,13 @@ fn read_on(stream: &mut TcpStream, greeting: &mut Vec<u8>) -> Result<Option<Gree
         };
         let start = greeting.len();
         greeting.resize(start + more, 0);
-        let got = stream.read(&mut greeting[start..]);
+        let got = conn.read(&mut greeting[start..]);
         greeting.truncate(start + *got.as_ref().unwrap_or(&0));
         match got {
             Ok(0) => return Err(ReadError::Io(ErrorKind::UnexpectedEof.into())),
             Ok(_) => {}
             Err(e) if is_again(&e) => return Ok(None),
-            Err(e) => return Err(ReadError::Io(e)),
+            Err(e) => return Err(Fault::of(&e).map_or(ReadError::Io(e), ReadError::Fault)),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Where the door leaves connections and the standby finds them.
 
 use crate::channel::{CONTROL, LinkState, tune};
+use crate::conn::Conn;
 use crate::wire::{Answer, Greeting, LinkId};
-use rustix::net::{RecvFlags, recv};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -23,11 +24,12 @@ struct Waiting {
 impl Waiting {
     /// Whether the primary has not hung up.
     fn is_alive(&self) -> bool {
-        let mut byte = [0u8];
-        !matches!(
-            recv(&self.control, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT),
-            Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET | rustix::io::Errno::TIMEDOUT)
-        )
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut fds = [PollFd::new(&self.control, PollFlags::RDHUP)];
+        match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Ok(_) => !fds[0].revents().intersects(gone),
+            Err(_) => true,
+        }
     }
 }
 
@@ -55,27 +57,28 @@ impl Hall {
     pub(crate) fn admit(
         &self,
         greeting: Greeting,
-        mut stream: TcpStream,
+        mut conn: Conn,
         from: SocketAddr,
-    ) -> io::Result<Option<(TcpStream, Answer)>> {
+    ) -> io::Result<Option<(Conn, Answer)>> {
         let mut inner = self.lock();
         let is_new = greeting.channel == CONTROL;
         let link = if is_new { inner.new_link(&greeting.link)? } else { inner.known_link(&greeting) };
         let link = match link {
             Ok(link) => link,
-            Err(answer) => return Ok(Some((stream, answer))),
+            Err(answer) => return Ok(Some((conn, answer))),
         };
         // First the answer: once the connection is handed over, the standby may write to it.
-        stream.write_all(&Answer::Welcome.encode())?;
-        tune(&stream, &greeting.channel)?;
+        conn.write_all(&Answer::Welcome.encode())?;
+        conn.flush()?;
+        tune(&mut conn, &greeting.channel)?;
         if is_new {
-            let control = stream.try_clone()?;
+            let control = conn.stream().try_clone()?;
             inner.links.insert(greeting.link, Arc::downgrade(&link));
-            link.leave(greeting.channel, stream);
+            link.leave(greeting.channel, conn);
             inner.waiting.push_back(Waiting { link, control, from });
             self.changed.notify_all();
         } else {
-            link.leave(greeting.channel, stream);
+            link.leave(greeting.channel, conn);
         }
         Ok(None)
     }

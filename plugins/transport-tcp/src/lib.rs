@@ -5,14 +5,22 @@
 //! plugin = "tcp"
 //! listen = "0.0.0.0:7400"          # needed on the standby
 //! peer = "standby.example:7400"    # needed on the primary
-//! unsafe_plaintext = true          # required: nothing is encrypted yet
+//!
+//! [transport.tls]                  # from `aventine keys`; relative to the configuration file
+//! ca = "ca.pem"
+//! cert = "node.pem"
+//! key = "node.key"
+//! nodes = ["alpha", "beta"]        # optional: the other side's certificate must carry one of these names
 //! ```
+//! Without `tls`, `unsafe_plaintext = true` must say that everybody on the wire may read and change everything.
 //!
 //! Invariants:
 //! - A connection carries one channel, so bulk waits in its own socket and never in front of a heartbeat.
 //! - A connection becomes a channel only after its greeting was read and answered (see `wire.rs`); until then it can
 //!   neither block nor end anything but itself.
-//! - No byte of a channel is read before its owner asks for it: the greeting is read to its last byte and not
+//! - With `tls`, greeting and answer stand inside TLS 1.3 and each side has checked the other's certificate before it
+//!   reads a byte of them (see `tls.rs`).
+//! - No byte of a channel is handed out before its owner asks for it: the greeting is read to its last byte and not
 //!   further.
 //! - After [`aventine_api::LinkAbort::abort`] no call on the link's channels reports success.
 //!
@@ -29,37 +37,50 @@
 
 mod channel;
 mod config;
+mod conn;
 mod dial;
 mod door;
+mod fault;
 mod hall;
 mod link;
+mod tls;
 mod wire;
 
 use aventine_api::{ErrorCode, Factory, Link, Listener, PluginEntry, PluginError, Transport};
 use config::{Address, Settings};
+use conn::Security;
 use std::time::{Duration, Instant};
+use tls::Tls;
 
 aventine_api::inventory::submit! {
     PluginEntry {
         name: "tcp",
         version: env!("CARGO_PKG_VERSION"),
-        summary: "One TCP connection for each channel; not encrypted yet",
+        summary: "One TCP connection for each channel, with TLS 1.3",
         validate: |text| Settings::parse(text).map(drop),
-        factory: Factory::Transport(|text, _context| {
+        factory: Factory::Transport(|text, context| {
             let settings = Settings::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
-            Ok(Box::new(Tcp { settings }))
+            let security = match &settings.tls {
+                Some(files) => Security::Tls(
+                    Tls::load(files, &context.config_dir)
+                        .map_err(|e| PluginError::new(ErrorCode::Config, e))?,
+                ),
+                None => Security::Plaintext,
+            };
+            Ok(Box::new(Tcp { settings, security }))
         }),
     }
 }
 
 struct Tcp {
     settings: Settings,
+    security: Security,
 }
 
 impl Transport for Tcp {
     fn connect(&mut self, limit: Duration) -> Result<Box<dyn Link>, PluginError> {
         let peer = self.settings.peer.as_ref().ok_or_else(|| PluginError::new(ErrorCode::Config, NoPeer))?;
-        Ok(Box::new(link::TcpLink::connect(peer, Instant::now() + limit, limit)?))
+        Ok(Box::new(link::TcpLink::connect(peer, Instant::now() + limit, limit, &self.security)?))
     }
 
     fn listen(&mut self, routes: &[String]) -> Result<Box<dyn Listener>, PluginError> {
@@ -74,7 +95,7 @@ impl Transport for Tcp {
         }
         addresses.sort_unstable();
         addresses.dedup();
-        Ok(Box::new(door::TcpListening::start(&addresses)?))
+        Ok(Box::new(door::TcpListening::start(&addresses, self.security.clone())?))
     }
 }
 

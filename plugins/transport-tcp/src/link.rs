@@ -2,12 +2,13 @@
 
 use crate::channel::{CONTROL, ChannelError, LinkState, Rx, Tx};
 use crate::config::{Address, AddressError};
+use crate::conn::{Conn, Security};
 use crate::dial::{DialError, dial, resolve};
 use crate::wire::{Greeting, LinkId, is_name};
 use aventine_api::{ChannelRx, ChannelTx, ErrorCode, Link, LinkAbort, PluginError};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,7 +35,7 @@ impl From<ConnectError> for PluginError {
         let code = match &error {
             ConnectError::NoAnswer { .. } => ErrorCode::TimedOut,
             ConnectError::Wrong(DialError::NotAventine { .. }) => ErrorCode::Corrupt,
-            ConnectError::Wrong(DialError::OtherVersion { .. }) => ErrorCode::Refused,
+            ConnectError::Wrong(e) if e.is_refusal() => ErrorCode::Refused,
             ConnectError::Wrong(_) => ErrorCode::PeerLost,
             ConnectError::Start(_) => ErrorCode::Io,
         };
@@ -68,6 +69,7 @@ impl From<OpenError> for PluginError {
                 DialError::Slow { .. } | DialError::ResolveSlow { .. } => ErrorCode::TimedOut,
                 DialError::Resolve { .. } => ErrorCode::Unavailable,
                 DialError::NotAventine { .. } => ErrorCode::Corrupt,
+                e if e.is_refusal() => ErrorCode::Refused,
                 DialError::Taken { .. } | DialError::BadName { .. } => ErrorCode::Internal,
                 _ => ErrorCode::PeerLost,
             },
@@ -88,6 +90,7 @@ struct Dialer {
     id: LinkId,
     /// Where the standby answered; names are not resolved again, so that all channels reach the same host.
     standby: SocketAddr,
+    security: Security,
 }
 
 impl TcpLink {
@@ -96,6 +99,7 @@ impl TcpLink {
         peer: &Address,
         deadline: Instant,
         limit: Duration,
+        security: &Security,
     ) -> Result<TcpLink, ConnectError> {
         let mut id = LinkId::default();
         getrandom(&mut id, GetRandomFlags::empty()).map_err(|e| ConnectError::Start(e.into()))?;
@@ -105,12 +109,11 @@ impl TcpLink {
         while Instant::now() < deadline {
             // A name server that is down may take its time; only the connection is bounded by an attempt.
             let found = resolve(peer, deadline);
-            match found
-                .and_then(|found| dial(&found, &greeting, deadline.min(Instant::now() + ATTEMPT), &state))
-            {
-                Ok((stream, standby)) => {
-                    state.leave(CONTROL.to_owned(), stream);
-                    let dialer = Some(Dialer { id, standby });
+            let until = deadline.min(Instant::now() + ATTEMPT);
+            match found.and_then(|found| dial(&found, &greeting, until, &state, security)) {
+                Ok((conn, standby)) => {
+                    state.leave(CONTROL.to_owned(), conn);
+                    let dialer = Some(Dialer { id, standby, security: security.clone() });
                     return Ok(TcpLink { state, peer: format!("{peer} ({standby})"), dialer });
                 }
                 Err(e) if e.is_passing() => last = Some(e),
@@ -132,18 +135,18 @@ impl TcpLink {
             return Err(OpenError::Name { name: name.to_owned() });
         }
         let ended = |source| OpenError::Ended { name: name.to_owned(), source };
-        let stream = match &self.dialer {
+        let conn = match &self.dialer {
             Some(dialer) => match self.state.take(name) {
-                Some(stream) => stream,
+                Some(conn) => conn,
                 None => self.dial(dialer, name, route, deadline)?,
             },
             None => match self.state.wait(name, deadline) {
-                Some(stream) => stream,
+                Some(conn) => conn,
                 None if self.state.is_aborted() => return Err(ended(ChannelError::Aborted)),
                 None => return Err(OpenError::NeverCame { name: name.to_owned(), limit }),
             },
         };
-        self.state.adopt(stream).map_err(ended)
+        self.state.adopt(conn).map_err(ended)
     }
 
     fn dial(
@@ -152,7 +155,7 @@ impl TcpLink {
         name: &str,
         route: Option<&str>,
         deadline: Instant,
-    ) -> Result<TcpStream, OpenError> {
+    ) -> Result<Conn, OpenError> {
         let failed = |source| OpenError::Dial { name: name.to_owned(), source };
         let addresses = match route {
             Some(route) => {
@@ -166,8 +169,9 @@ impl TcpLink {
             None => vec![dialer.standby],
         };
         let greeting = Greeting { link: dialer.id, channel: name.to_owned() };
-        let (stream, _) = dial(&addresses, &greeting, deadline, &self.state).map_err(failed)?;
-        Ok(stream)
+        let (conn, _) =
+            dial(&addresses, &greeting, deadline, &self.state, &dialer.security).map_err(failed)?;
+        Ok(conn)
     }
 }
 

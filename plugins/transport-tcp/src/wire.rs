@@ -8,7 +8,8 @@
 //!  26  1  length of the channel's name
 //!  27  n  the channel's name
 //! ```
-//! Numbers are big-endian. The first ten bytes of both, and the length of the answer, are the same in every version,
+//! Where the link is encrypted, both stand inside TLS; only a host that is not set up alike gets an answer in plaintext,
+//! which says just that. Numbers are big-endian. The first ten bytes of both, and the length of the answer, are the same in every version,
 //! so that two versions can tell each other so.
 
 /// The version spoken here.
@@ -20,10 +21,22 @@ pub(crate) const ANSWER_LEN: usize = 11;
 
 const GREETING_MAGIC: [u8; 8] = *b"aventine";
 const ANSWER_MAGIC: [u8; 8] = *b"AVENTINE";
+/// How a greeting inside TLS begins on the wire.
+const TLS_HANDSHAKE: u8 = 0x16;
 /// Magic and version.
 const FIXED: usize = 10;
 /// Everything before the name.
 const HEAD: usize = 27;
+
+/// Whether a first byte on the wire is that of a greeting in plaintext.
+pub(crate) fn is_plain_greeting(first: u8) -> bool {
+    first == GREETING_MAGIC[0]
+}
+
+/// Whether a first byte on the wire is that of an answer in plaintext.
+pub(crate) fn is_plain_answer(first: u8) -> bool {
+    first == ANSWER_MAGIC[0]
+}
 
 /// Names one link; drawn at random by the primary.
 pub(crate) type LinkId = [u8; 16];
@@ -69,6 +82,8 @@ pub(crate) enum Progress {
 pub(crate) enum GreetingError {
     #[error("it does not speak Aventine's protocol")]
     NotAventine,
+    #[error("it is encrypted, and this host has `unsafe_plaintext = true`; give both hosts the same `tls`")]
+    Encrypted,
     #[error(
         "it speaks version {theirs} of the transport, this host version {VERSION}; install the same Aventine on both"
     )]
@@ -79,6 +94,9 @@ pub(crate) enum GreetingError {
 
 /// Reads a greeting from its first bytes. Never asks for more bytes than the greeting has.
 pub(crate) fn read_greeting(got: &[u8]) -> Result<Progress, GreetingError> {
+    if got.first() == Some(&TLS_HANDSHAKE) {
+        return Err(GreetingError::Encrypted);
+    }
     let known = got.len().min(GREETING_MAGIC.len());
     if got[..known] != GREETING_MAGIC[..known] {
         return Err(GreetingError::NotAventine);
@@ -124,6 +142,10 @@ pub(crate) enum Answer {
     Busy = 5,
     /// The channel's name is not valid.
     BadName = 6,
+    /// In plaintext: here everything is encrypted.
+    Encrypted = 7,
+    /// In plaintext: here nothing is encrypted.
+    Plaintext = 8,
 }
 
 /// Why an answer is none.
@@ -154,7 +176,8 @@ impl Answer {
         if theirs != VERSION {
             return Err(AnswerError::OtherVersion(theirs));
         }
-        [Answer::Welcome, Answer::UnknownLink, Answer::Taken, Answer::Busy, Answer::BadName]
+        use Answer::{BadName, Busy, Encrypted, Plaintext, Taken, UnknownLink, Welcome};
+        [Welcome, UnknownLink, Taken, Busy, BadName, Encrypted, Plaintext]
             .into_iter()
             .find(|&a| a as u8 == bytes[10])
             .ok_or(AnswerError::NotAventine)
@@ -190,6 +213,7 @@ mod tests {
     fn what_is_no_greeting_is_known_at_its_first_wrong_byte() {
         assert_eq!(read_greeting(b"G"), Err(GreetingError::NotAventine));
         assert_eq!(read_greeting(b"aventinf"), Err(GreetingError::NotAventine));
+        assert_eq!(read_greeting(&[0x16]), Err(GreetingError::Encrypted));
         let good = Greeting { link: [7; 16], channel: "pages".into() }.encode();
         let changed = |at: usize, to: u8| {
             let mut bytes = good.clone();
@@ -218,7 +242,8 @@ mod tests {
 
     #[test]
     fn answers_survive_the_wire() {
-        for answer in [Answer::Welcome, Answer::UnknownLink, Answer::Taken, Answer::Busy, Answer::BadName] {
+        use Answer::{BadName, Busy, Encrypted, Plaintext, Taken, UnknownLink, Welcome};
+        for answer in [Welcome, UnknownLink, Taken, Busy, BadName, Encrypted, Plaintext] {
             assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
         }
         let mut bytes = Answer::OtherVersion.encode();

@@ -9,6 +9,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+const TLS: bool = false;
+
 fn greeting(version: u16, link: &[u8; 16], name: &[u8]) -> Vec<u8> {
     [b"aventine".as_slice(), &version.to_be_bytes(), link, &[name.len() as u8], name].concat()
 }

@@ -1,4 +1,4 @@
-//! What the tests of this crate share.
+//! What the tests of this crate share. Each test program says in its `TLS` whether links are encrypted.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
 use aventine_api::{
@@ -6,14 +6,17 @@ use aventine_api::{
     Side, Transport,
 };
 use aventine_transport_tcp as _;
+use keys::Keys;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 /// Generous: reaching it is a failure.
 pub const LONG: Duration = Duration::from_secs(30);
 pub const PORT: u16 = 7400;
+
+pub mod keys;
 
 struct Nobody;
 
@@ -50,8 +53,26 @@ pub fn transport(config: &str, side: Side) -> Box<dyn Transport> {
     make(config, context).unwrap()
 }
 
+/// The key that says how the link is secured.
+pub fn security() -> &'static str {
+    static KEYS: OnceLock<(Keys, String)> = OnceLock::new();
+    if !crate::TLS {
+        return "unsafe_plaintext = true";
+    }
+    let keys = KEYS.get_or_init(|| {
+        let keys = Keys::new();
+        let tls = keys.node("node", |_| {});
+        (keys, tls)
+    });
+    &keys.1
+}
+
 pub fn config(ip: Ipv4Addr) -> String {
-    format!("listen = '{ip}:{PORT}'\npeer = '{ip}:{PORT}'\nunsafe_plaintext = true")
+    config_with(ip, security())
+}
+
+pub fn config_with(ip: Ipv4Addr, security: &str) -> String {
+    format!("listen = '{ip}:{PORT}'\npeer = '{ip}:{PORT}'\n{security}")
 }
 
 pub fn listen(ip: Ipv4Addr, routes: &[String]) -> Box<dyn Listener> {

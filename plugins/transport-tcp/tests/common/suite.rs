@@ -1,10 +1,9 @@
-//! Both ends over the loopback device, made through the plugin's entry as the engine makes them.
-
-mod common;
+//! What holds with and without encryption: both ends over the loopback device, made through the plugin's entry as the
+//! engine makes them.
 
 use aventine_api::{ChannelTx, ErrorCode, PluginError, Side};
-use common::{
-    Ends, LONG, PORT, Pair, config, connect, fail, listen, open, own_ip, pair, recv_vec, transport,
+use crate::common::{
+    Ends, LONG, PORT, Pair, config, connect, fail, listen, open, own_ip, pair, recv_vec, security, transport,
 };
 use std::error::Error as _;
 use std::net::TcpListener;
@@ -93,6 +92,65 @@ fn stuck_bulk_does_not_delay_control() {
     for beat in 0..100u8 {
         control.send(&[&[beat]]).unwrap();
         assert_eq!(recv_vec(&mut heart, 1), [beat]);
+    }
+    abort.abort();
+    bulk.join().unwrap();
+}
+
+/// Both hands of both sides at work at once, on one channel.
+#[test]
+fn both_directions_at_full_speed_keep_every_byte() {
+    let mut p = pair(own_ip(), &[]);
+    let (near, far) = open(&mut p, "pages", None);
+    let halves = [(near.0, far.1), (far.0, near.1)];
+    let threads: Vec<_> = halves
+        .into_iter()
+        .zip([3u32, 5])
+        .map(|((mut tx, mut rx), seed)| {
+            let word = move |i: u32| i.wrapping_mul(2_654_435_761).wrapping_add(seed).to_le_bytes();
+            let all: Vec<u8> = (0..8u32 << 20).flat_map(word).collect();
+            let expected = all.clone();
+            let sender = thread::spawn(move || {
+                for (i, block) in all.chunks(1 << 20).enumerate() {
+                    let (head, body) = block.split_at(40 + i);
+                    let pages: Vec<_> = std::iter::once(head).chain(body.chunks(4096)).collect();
+                    tx.send(&pages).unwrap();
+                }
+                tx
+            });
+            let receiver = thread::spawn(move || {
+                for (i, block) in expected.chunks(333_333).enumerate() {
+                    assert!(recv_vec(&mut rx, block.len()) == block, "block {i} differs");
+                }
+                rx
+            });
+            (sender, receiver)
+        })
+        .collect();
+    for (sender, receiver) in threads {
+        drop((sender.join().unwrap(), receiver.join().unwrap()));
+    }
+}
+
+/// A side that does not read stops the other's sender, and nothing else: what it sends itself arrives.
+#[test]
+fn a_stuck_sender_does_not_stop_its_receiver() {
+    let mut p = pair(own_ip(), &[]);
+    let ((mut tx, mut rx), (mut far_tx, _unread)) = open(&mut p, "pages", None);
+    let abort = p.primary.aborter();
+    let (progress, sent) = mpsc::channel();
+    let bulk = thread::spawn(move || {
+        let block = vec![0u8; 1 << 20];
+        while tx.send(&[&block]).is_ok() {
+            progress.send(()).unwrap();
+        }
+    });
+    while sent.recv_timeout(Duration::from_secs(1)).is_ok() {}
+    for i in 0..100u32 {
+        let block = vec![i as u8; 30_000];
+        far_tx.send(&[&i.to_le_bytes(), &block]).unwrap();
+        assert_eq!(recv_vec(&mut rx, 4), i.to_le_bytes());
+        assert_eq!(recv_vec(&mut rx, 30_000), block);
     }
     abort.abort();
     bulk.join().unwrap();
@@ -235,7 +293,8 @@ fn a_route_is_dialled_at_its_own_port() {
 fn a_name_is_resolved_and_its_addresses_are_tried() {
     // `localhost` may be ::1 first; only 127.0.0.1 listens.
     let port = 20_000 + std::process::id() % 10_000;
-    let text = format!("listen = '127.0.0.1:{port}'\npeer = 'localhost:{port}'\nunsafe_plaintext = true");
+    let port = port + u32::from(crate::TLS) * 10_000;
+    let text = format!("listen = '127.0.0.1:{port}'\npeer = 'localhost:{port}'\n{}", security());
     let mut listener = transport(&text, Side::Standby).listen(&[]).unwrap();
     let _link = transport(&text, Side::Primary).connect(LONG).unwrap();
     assert!(listener.accept(LONG).unwrap().is_some());
@@ -259,7 +318,7 @@ fn no_standby_is_a_time_out_that_says_what_to_look_at() {
     let text = e.chain();
     assert!(text.contains("is `aventine standby` running there?") && text.contains("refused"), "{text}");
     let e = fail(
-        transport("peer = 'no-such-host.invalid:7400'\nunsafe_plaintext = true", Side::Primary)
+        transport(&format!("peer = 'no-such-host.invalid:7400'\n{}", security()), Side::Primary)
             .connect(limit),
     );
     assert_eq!(e.code(), ErrorCode::TimedOut);
@@ -270,16 +329,16 @@ fn no_standby_is_a_time_out_that_says_what_to_look_at() {
 fn missing_keys_and_ports_in_use_are_clear() {
     let ip = own_ip();
     let e = fail(
-        transport(&format!("listen = '{ip}:{PORT}'\nunsafe_plaintext = true"), Side::Primary).connect(LONG),
+        transport(&format!("listen = '{ip}:{PORT}'\n{}", security()), Side::Primary).connect(LONG),
     );
     assert!(e.code() == ErrorCode::Config && e.to_string().contains("`peer`"), "{e}");
-    let mut only_peer = transport("peer = 'x:1'\nunsafe_plaintext = true", Side::Standby);
+    let mut only_peer = transport(&format!("peer = 'x:1'\n{}", security()), Side::Standby);
     let e = fail(only_peer.listen(&[]));
     assert!(e.code() == ErrorCode::Config && e.to_string().contains("`listen`"), "{e}");
     let _listener = listen(ip, &[]);
     let e = fail(transport(&config(ip), Side::Standby).listen(&[]));
     assert!(e.code() == ErrorCode::Unavailable && e.to_string().contains("Port 7400 is in use"), "{e}");
-    let e = fail(transport("listen = '192.0.2.1:7400'\nunsafe_plaintext = true", Side::Standby).listen(&[]));
+    let e = fail(transport(&format!("listen = '192.0.2.1:7400'\n{}", security()), Side::Standby).listen(&[]));
     assert!(e.to_string().contains("no address of this host"), "{e}");
 }
 

@@ -1,0 +1,7 @@
+//! Links with encryption.
+
+mod common;
+#[path = "common/suite.rs"]
+mod suite;
+
+const TLS: bool = true;
