@@ -61,6 +61,13 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Make the keys with which the hosts know each other
+    #[command(after_help = "\
+Example:
+  aventine keys /root/aventine-keys --node alpha --node beta
+
+Makes a CA in DIR, or uses the one there, and a key and certificate for each node. Nothing is overwritten.")]
+    Keys(Keys),
     /// Protect a Redis guest on this machine, kill its host, and check that nothing was lost
     #[command(after_help = "\
 Example:
@@ -78,6 +85,21 @@ pub(crate) struct Run {
     /// Where sockets and records are kept [default: aventine/NAME/SIDE in /var/lib, or in ~/.local/state when not root]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    /// Where the keys are kept; made if need be, for this user alone
+    pub(crate) dir: PathBuf,
+    /// A host's name, once for each host
+    #[arg(long, value_name = "NAME", required = true)]
+    pub(crate) node: Vec<String>,
+    /// How long the certificates are valid
+    #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    pub(crate) days: u32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which running program is meant.

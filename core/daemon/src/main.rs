@@ -6,6 +6,7 @@
 mod admin;
 mod cli;
 mod exit;
+mod keys;
 mod list;
 mod output;
 mod place;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
             print(list::plugins(json));
             Exit::Done
         }
+        Command::Keys(args) => keys::keys(&args),
         Command::Demo(args) => demo(args),
     }
     .into()

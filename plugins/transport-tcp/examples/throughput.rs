@@ -31,7 +31,8 @@ fn measure(name: &str, security: &str) {
     let (_tx, mut rx) = standby.open("pages", None, LONG).expect("a new channel");
     let begun = Instant::now();
     let sender = thread::spawn(move || {
-        let data: Vec<u8> = (0..BLOCK as u32 / 4).flat_map(|i| i.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
+        let data: Vec<u8> =
+            (0..BLOCK as u32 / 4).flat_map(|i| i.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
         let header = [7u8; 40];
         let parts: Vec<&[u8]> = std::iter::once(&header[..]).chain(data.chunks(4096)).collect();
         for _ in 0..BLOCKS {

@@ -207,7 +207,8 @@ impl Tx {
 
     fn send_batch(&self, mut batch: &mut [IoSlice<'_>]) -> Result<(), ChannelError> {
         while !batch.is_empty() {
-            match sendmsg(self.conn.stream(), batch, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL) {
+            match sendmsg(self.conn.stream(), batch, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+            {
                 Ok(sent) => IoSlice::advance_slices(&mut batch, sent),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(self.broken(error.into())),

@@ -180,10 +180,9 @@ impl NodeVerifier {
         provider: &Arc<CryptoProvider>,
         ca: &Path,
     ) -> Result<NodeVerifier, TlsError> {
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider))
-                .build()
-                .map_err(|source| TlsError::Verifier { path: ca.to_owned(), source })?;
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(provider))
+            .build()
+            .map_err(|source| TlsError::Verifier { path: ca.to_owned(), source })?;
         let algorithms = provider.signature_verification_algorithms;
         Ok(NodeVerifier { roots, nodes, algorithms, clients })
     }

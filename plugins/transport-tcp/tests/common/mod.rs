@@ -8,8 +8,8 @@ use aventine_api::{
 use aventine_transport_tcp as _;
 use keys::Keys;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Generous: reaching it is a failure.
@@ -17,6 +17,8 @@ pub const LONG: Duration = Duration::from_secs(30);
 pub const PORT: u16 = 7400;
 
 pub mod keys;
+pub mod log;
+pub mod proxy;
 
 struct Nobody;
 
@@ -35,7 +37,8 @@ pub fn own_ip() -> Ipv4Addr {
     Ipv4Addr::new(127, 64 + NEXT.fetch_add(1, Ordering::SeqCst), high, low)
 }
 
-pub fn transport(config: &str, side: Side) -> Box<dyn Transport> {
+/// Makes the plugin as the engine does.
+pub fn try_transport(config: &str, side: Side) -> Result<Box<dyn Transport>, PluginError> {
     let entry = aventine_api::inventory::iter::<PluginEntry>
         .into_iter()
         .find(|e| e.name == "tcp" && e.factory.kind() == Kind::Transport)
@@ -50,7 +53,11 @@ pub fn transport(config: &str, side: Side) -> Box<dyn Transport> {
         config_dir: "/nonexistent".into(),
         host: Arc::new(Nobody),
     };
-    make(config, context).unwrap()
+    make(config, context)
+}
+
+pub fn transport(config: &str, side: Side) -> Box<dyn Transport> {
+    try_transport(config, side).unwrap()
 }
 
 /// The key that says how the link is secured.

@@ -1,10 +1,10 @@
 //! What holds with and without encryption: both ends over the loopback device, made through the plugin's entry as the
 //! engine makes them.
 
-use aventine_api::{ChannelTx, ErrorCode, PluginError, Side};
 use crate::common::{
     Ends, LONG, PORT, Pair, config, connect, fail, listen, open, own_ip, pair, recv_vec, security, transport,
 };
+use aventine_api::{ChannelTx, ErrorCode, PluginError, Side};
 use std::error::Error as _;
 use std::net::TcpListener;
 use std::sync::mpsc;
@@ -328,9 +328,7 @@ fn no_standby_is_a_time_out_that_says_what_to_look_at() {
 #[test]
 fn missing_keys_and_ports_in_use_are_clear() {
     let ip = own_ip();
-    let e = fail(
-        transport(&format!("listen = '{ip}:{PORT}'\n{}", security()), Side::Primary).connect(LONG),
-    );
+    let e = fail(transport(&format!("listen = '{ip}:{PORT}'\n{}", security()), Side::Primary).connect(LONG));
     assert!(e.code() == ErrorCode::Config && e.to_string().contains("`peer`"), "{e}");
     let mut only_peer = transport(&format!("peer = 'x:1'\n{}", security()), Side::Standby);
     let e = fail(only_peer.listen(&[]));
