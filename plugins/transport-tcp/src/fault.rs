@@ -27,7 +27,7 @@ pub(crate) enum Fault {
     Changed,
     /// Anything else.
     #[error("TLS failed: {0}")]
-    Other(Error),
+    Other(Box<Error>),
 }
 
 impl Fault {
@@ -45,12 +45,12 @@ impl From<Error> for Fault {
             Error::AlertReceived(alert) => match ours(alert) {
                 Some(why) => Fault::Ours(why),
                 None if alert == AlertDescription::ProtocolVersion => Fault::OldTls,
-                None => Fault::Other(error),
+                None => Fault::Other(Box::new(error)),
             },
             Error::InvalidMessage(InvalidMessage::InvalidContentType) => Fault::NotTls,
             Error::PeerIncompatible(_) => Fault::OldTls,
             Error::DecryptError => Fault::Changed,
-            other => Fault::Other(other),
+            other => Fault::Other(Box::new(other)),
         }
     }
 }
