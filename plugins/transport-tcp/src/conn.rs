@@ -194,6 +194,8 @@ pub(crate) struct Incoming {
     raw: Vec<u8>,
     at: usize,
     end: usize,
+    /// Told once everything genuine before it was handed out.
+    fault: Option<Fault>,
 }
 
 /// Why nothing more can be received.
@@ -239,11 +241,14 @@ impl Incoming {
                 Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Err(RecvError::Cut),
                 Err(e) => return Err(RecvError::Io(e)),
             }
+            if let Some(fault) = self.fault.take() {
+                return Err(RecvError::Fault(fault));
+            }
             if self.at == self.end {
                 return Ok(None);
             }
             self.at += tls.read_tls(&mut &self.raw[self.at..self.end]).map_err(RecvError::Io)?;
-            tls.process_new_packets().map_err(|e| RecvError::Fault(e.into()))?;
+            self.fault = tls.process_new_packets().err().map(Fault::from);
         }
     }
 }
