@@ -18,6 +18,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 use toml::Value;
 
@@ -78,6 +79,8 @@ pub struct Parts {
     pub interval: String,
     /// How long a side may be silent before it counts as lost, as the configuration writes it.
     pub detection: String,
+    /// Whether the hosts' link is encrypted, with keys from `aventine keys`.
+    pub tls: bool,
 }
 
 /// The hosts' network and directories.
@@ -157,10 +160,32 @@ impl Lab {
             DirBuilder::new().mode(0o700).create(&dir)?;
             DirBuilder::new().recursive(true).create(self.parts.work.join("arbiter"))?;
             File::create(dir.join("disk.img"))?.set_len(DISK)?;
+            if self.parts.tls {
+                self.give_keys(host, &dir)?;
+            }
             fs::write(dir.join("demo.toml"), self.configuration())
         };
         made().map_err(|source| LabError::Files { path: dir.clone(), source })?;
         Ok(dir)
+    }
+
+    /// Copies a host's keys to it; they are made once for both.
+    fn give_keys(&self, host: &str, dir: &Path) -> io::Result<()> {
+        let keys = self.parts.work.join("keys");
+        if !keys.exists() {
+            let mut make = Command::new(&self.parts.program);
+            make.arg("keys").arg(&keys).args(["--node", "host-a", "--node", "host-b"]);
+            let made = make.output()?;
+            if !made.status.success() {
+                return Err(io::Error::other(String::from_utf8_lossy(&made.stderr).into_owned()));
+            }
+        }
+        let files = [
+            ("ca.pem", "ca.pem"),
+            (&format!("{host}.pem"), "node.pem"),
+            (&format!("{host}.key"), "node.key"),
+        ];
+        files.iter().try_for_each(|(from, to)| fs::copy(keys.join(from), dir.join(to)).map(drop))
     }
 
     fn configuration(&self) -> String {
@@ -195,6 +220,10 @@ impl Lab {
         let interval = Value::from(self.parts.interval.as_str());
         let detection = Value::from(self.parts.detection.as_str());
         let arbiter = Value::from(text(&self.parts.work.join("arbiter")));
+        let security = match self.parts.tls {
+            true => r#"tls = { ca = "ca.pem", cert = "node.pem", key = "node.key" }"#,
+            false => "unsafe_plaintext = true",
+        };
         format!(
             r#"name = "demo"
 heartbeat = "20ms"
@@ -218,7 +247,7 @@ image = "disk.img"
 plugin = "tcp"
 listen = "{STANDBY}:7400"
 peer = "{STANDBY}:7400"
-unsafe_plaintext = true
+{security}
 
 [policy]
 plugin = "fixed"

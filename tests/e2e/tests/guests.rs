@@ -35,6 +35,7 @@ fn parts(test: &str) -> Parts {
         interval: "25ms".into(),
         // A machine busy with other things must not look like a lost one.
         detection: "1s".into(),
+        tls: false,
     }
 }
 
@@ -231,7 +232,8 @@ fn a_cut_leaves_one_owner_and_one_history() {
 
 #[test]
 fn a_standby_that_comes_back_is_taken_back() {
-    let lab = lab("comeback");
+    // With the hosts' link as it is by default.
+    let lab = Lab::new(&Parts { tls: true, ..parts("comeback") }).unwrap();
     let (mut pair, load) = with_load(&lab);
     for _ in 0..2 {
         pair.standby.kill(false).unwrap();
