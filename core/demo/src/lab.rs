@@ -26,6 +26,8 @@ use toml::Value;
 pub const STARTUP: Duration = Duration::from_secs(120);
 /// Longest that a takeover may take, on a slow and busy machine.
 pub const TAKEOVER: Duration = Duration::from_secs(30);
+/// Where the standby listens.
+pub const STANDBY_ADDRESS: &str = "10.78.0.2:7400";
 /// Bytes of the guest's disk.
 const DISK: u64 = 64 << 20;
 /// RAM of the guest.
@@ -79,6 +81,8 @@ pub struct Parts {
     pub interval: String,
     /// How long a side may be silent before it counts as lost, as the configuration writes it.
     pub detection: String,
+    /// Where the primary looks for the standby: [`STANDBY_ADDRESS`], or something between the hosts.
+    pub peer: String,
     /// Whether the hosts' link is encrypted, with keys from `aventine keys`.
     pub tls: bool,
 }
@@ -220,6 +224,7 @@ impl Lab {
         let interval = Value::from(self.parts.interval.as_str());
         let detection = Value::from(self.parts.detection.as_str());
         let arbiter = Value::from(text(&self.parts.work.join("arbiter")));
+        let peer = &self.parts.peer;
         let security = match self.parts.tls {
             true => r#"tls = { ca = "ca.pem", cert = "node.pem", key = "node.key" }"#,
             false => "unsafe_plaintext = true",
@@ -246,7 +251,7 @@ image = "disk.img"
 [transport]
 plugin = "tcp"
 listen = "{STANDBY}:7400"
-peer = "{STANDBY}:7400"
+peer = "{peer}"
 {security}
 
 [policy]

@@ -70,6 +70,11 @@ impl Namespace {
         })
     }
 
+    /// Another handle to the same namespace.
+    pub fn try_clone(&self) -> io::Result<Namespace> {
+        self.0.try_clone().map(Namespace)
+    }
+
     /// Where other processes of this machine find the namespace, while this process lives.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()

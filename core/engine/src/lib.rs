@@ -21,6 +21,7 @@ mod receiver;
 mod sender;
 mod silence;
 mod staging;
+mod stall;
 mod standby;
 mod stats;
 #[cfg(test)]

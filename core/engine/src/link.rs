@@ -37,7 +37,10 @@ pub(crate) struct PrimaryLink {
     pub(crate) heartbeat: Option<Heartbeat>,
     pub(crate) heard: Heard,
     pub(crate) abort: Arc<dyn LinkAbort>,
+    /// Bytes sent on the control channel.
     pub(crate) sent: Arc<AtomicU64>,
+    /// Bytes sent on the other channels.
+    pub(crate) bulk: Arc<AtomicU64>,
     pub(crate) peer: String,
     /// Keeps the channels alive.
     _link: Box<dyn Link>,
@@ -168,19 +171,21 @@ pub(crate) fn agree(
         None => return Ok(None),
     }
     let (tx, _) = link.open("pages", None, STEP).during(transport_id, "opening the pages channel")?;
-    let pages = FrameTx::new(tx, Arc::clone(&sent));
+    let bulk = Arc::new(AtomicU64::new(0));
+    let pages = FrameTx::new(tx, Arc::clone(&bulk));
     let open_disk = |(id, disk): &(String, Box<dyn Disk>)| -> Result<DiskTx, PluginFailure> {
         let route = disk.route();
         let (tx, _) = link
             .open(&format!("disk:{id}"), route.as_deref(), STEP)
             .during(transport_id, "opening a disk's channel")?;
-        Ok(DiskTx(FrameTx::new(tx, Arc::clone(&sent))))
+        Ok(DiskTx(FrameTx::new(tx, Arc::clone(&bulk))))
     };
     let disks = disks.iter().map(open_disk).collect::<Result<_, _>>()?;
     info!(%session, peer = link.peer(), "the standby has accepted");
     let (abort, peer) = (link.aborter(), link.peer());
     let heartbeat = Some(Heartbeat::start(control.clone(), terms.config.heartbeat));
-    let primary = PrimaryLink { number, session, control, heartbeat, heard, abort, sent, peer, _link: link };
+    let primary =
+        PrimaryLink { number, session, control, heartbeat, heard, abort, sent, bulk, peer, _link: link };
     Ok(Some(Connected { primary, pages, disks }))
 }
 

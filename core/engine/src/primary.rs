@@ -21,6 +21,7 @@ use crate::memory::GuestMemory;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report};
 use crate::silence::Silence;
 use crate::staging::{CopyStep, SenderGone, Staging};
+use crate::stall::Stall;
 use crate::stats::{Samples, Shared};
 use crate::wire::{DiskTx, FrameTx};
 use crate::{ProtectEnd, ProtectError, arbiter, sender};
@@ -93,6 +94,7 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
         machine: Primary::new(parts.depth()),
         pipe: Pipe::start(config, pages, make_codec()?, link.pages, 0, &to_loop),
         silence: Silence::new(link.primary.heard.clone(), config.heartbeat, config.detection, Instant::now()),
+        stall: Stall::new(config.heartbeat, config.detection, Instant::now()),
         link: link.primary,
         policy: maker.policy()?,
         arbiter: arbiter::Claimant::start(arbiter, Side::Primary, answer),
@@ -215,6 +217,7 @@ struct Loop<'a> {
     last: EpochStats,
     link: PrimaryLink,
     silence: Silence,
+    stall: Stall,
     arbiter: arbiter::Claimant,
     dialer: Dialer,
     /// How long to wait before a lost standby is looked for; `None`: it is not, because protection was ended.

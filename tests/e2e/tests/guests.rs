@@ -2,15 +2,17 @@
 //! program and the guest are.
 
 use aventine_demo::checker::{self, Load, Outcome};
-use aventine_demo::lab::{Lab, Pair, Parts, STARTUP, TAKEOVER};
+use aventine_demo::lab::{Lab, Pair, Parts, STANDBY_ADDRESS, STARTUP, TAKEOVER};
 use aventine_demo::network::{Cut, GUEST};
 use aventine_demo::node::Role;
 use rustix::process::Signal;
 use std::env;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -35,6 +37,7 @@ fn parts(test: &str) -> Parts {
         interval: "25ms".into(),
         // A machine busy with other things must not look like a lost one.
         detection: "1s".into(),
+        peer: STANDBY_ADDRESS.into(),
         tls: false,
     }
 }
@@ -227,6 +230,63 @@ fn a_cut_leaves_one_owner_and_one_history() {
         assert_undisturbed(&outcome);
         let primary = pair.primary.status().is_ok();
         assert_eq!((primary, owner == Role::Standby), (owner == Role::Protect, !primary));
+    }
+}
+
+/// Stands between the hosts, on host a, and can swallow what the primary sends after it was written.
+struct Proxy {
+    /// From which connection on, in the order of their coming: the first is `control`.
+    swallow_from: Arc<AtomicUsize>,
+}
+
+const PROXY: &str = "10.78.0.1:7500";
+
+impl Proxy {
+    fn start(lab: &Lab) -> Proxy {
+        let swallow_from = Arc::new(AtomicUsize::new(usize::MAX));
+        let host = lab.network().a.try_clone().unwrap();
+        let listener = host.enter(|| TcpListener::bind(PROXY)).unwrap().unwrap();
+        let from = Arc::clone(&swallow_from);
+        thread::spawn(move || {
+            let mut number = 0;
+            for near in listener.incoming().map(Result::unwrap) {
+                let Ok(far) = host.enter(|| TcpStream::connect(STANDBY_ADDRESS)).unwrap() else { continue };
+                let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+                let from = Arc::clone(&from);
+                thread::spawn(move || pump(near, far, || number >= from.load(Ordering::Relaxed)));
+                thread::spawn(move || pump(far_too, near_too, || false));
+                number += 1; // a standby that is not there yet does not count
+            }
+        });
+        Proxy { swallow_from }
+    }
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, swallow: impl Fn() -> bool) {
+    from.set_nodelay(true).unwrap();
+    to.set_nodelay(true).unwrap();
+    let mut bytes = vec![0; 1 << 16];
+    while let Ok(n @ 1..) = from.read(&mut bytes) {
+        if !swallow() && to.write_all(&bytes[..n]).is_err() {
+            break;
+        }
+    }
+    // One direction of a channel may end before the other.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+#[test]
+fn swallowed_bytes_let_no_frame_out_and_mute_nobody() {
+    // Everything the primary sends, or everything but what tells the standby that it lives.
+    for (test, from) in [("proxy-all", 0), ("proxy-bulk", 1)] {
+        let lab = Lab::new(&Parts { peer: PROXY.into(), ..parts(test) }).unwrap();
+        let proxy = Proxy::start(&lab);
+        let (mut pair, load) = with_load(&lab);
+        proxy.swallow_from.store(from, Ordering::Relaxed);
+        let owner = owner_after_a_cut(&mut pair);
+        println!("{test}: {owner:?} owns the guest");
+        assert!(from == 0 || owner == Role::Protect, "a standby that hears the primary does not take over");
+        assert_undisturbed(&finish(&lab, load));
     }
 }
 

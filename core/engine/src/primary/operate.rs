@@ -4,6 +4,7 @@ use super::{AfterAlone, FloorRun, Loop};
 use crate::ProtectError;
 use crate::control::Command;
 use crate::parts::During;
+use crate::stall::Progress;
 use crate::stats::Samples;
 use aventine_api::{GuestEvent, PAGE_SIZE};
 use aventine_protocol::{EndReason, PrimaryEvent, PrimaryState};
@@ -34,6 +35,11 @@ impl Loop<'_> {
             self.link_lost("nothing was heard for the detection time")?;
             // A standby that still hears this side must come to ask the arbiter as well.
             self.link.heartbeat = None;
+        }
+        let bytes = self.link.bulk.load(Ordering::Relaxed);
+        let progress = Progress { acknowledged: self.machine.acknowledged(), bytes };
+        if self.stall.tick(open && self.machine.in_flight() > 0, progress, Instant::now()) {
+            self.link_lost("an epoch made no progress for ten detection times")?;
         }
         self.floor_round()?;
         if self.reported.elapsed() >= Duration::from_millis(100) {
@@ -145,7 +151,7 @@ impl Loop<'_> {
         if let Some((done, total)) = copied {
             (status.copied_bytes, status.copy_total_bytes) = (done, total);
         }
-        status.bytes_sent = self.link.sent.load(Ordering::Relaxed);
+        status.bytes_sent = self.link.sent.load(Ordering::Relaxed) + self.link.bulk.load(Ordering::Relaxed);
         status.held_bytes = held;
         if dropped > status.dropped_frames {
             warn!(frames = dropped - status.dropped_frames, "a network buffer or its uplink lost frames");

@@ -12,6 +12,7 @@ use crate::ProtectError;
 use crate::link::{self, Terms};
 use crate::parts::During;
 use crate::silence::Silence;
+use crate::stall::Stall;
 use aventine_api::{Disengage, Link};
 use aventine_protocol::{Primary, PrimaryState};
 use std::time::{Duration, Instant};
@@ -73,6 +74,7 @@ impl Loop<'_> {
         let config = self.config;
         self.silence =
             Silence::new(link.primary.heard.clone(), config.heartbeat, config.detection, Instant::now());
+        self.stall = Stall::new(config.heartbeat, config.detection, Instant::now());
         self.machine = Primary::new(self.parts.depth());
         self.link = link.primary;
         self.pipe = pipe;
