@@ -15,6 +15,8 @@ use crate::silence::Silence;
 use crate::stall::Stall;
 use aventine_api::{Disengage, Link};
 use aventine_protocol::{Primary, PrimaryState};
+use std::error::Error;
+use std::iter;
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
@@ -31,7 +33,11 @@ impl Loop<'_> {
         };
         let abort = link.aborter();
         if let Err(error) = self.rejoin(link) {
-            warn!(%error, "cannot protect the guest again yet");
+            // With its causes, as the program prints them.
+            let first: &dyn Error = &error;
+            let error = iter::successors(Some(first), |&e| e.source());
+            let error = error.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+            warn!(error, "cannot protect the guest again yet");
             abort.abort();
             if let Err(failure) = self.disengage(Disengage::Owner) {
                 warn!(error = failure.chain(), "a buffer did not disengage");
