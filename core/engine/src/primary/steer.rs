@@ -20,8 +20,10 @@ impl Loop<'_> {
                 Ok(())
             }
             Event::Message(_, epoch, Message::Acknowledge) => {
-                self.acknowledged(epoch);
-                self.step(PrimaryEvent::Acknowledged(epoch))
+                self.step(PrimaryEvent::Acknowledged(epoch))?;
+                // Dirty bits are forgotten only for what the machine took for acknowledged.
+                self.acknowledged(self.machine.acknowledged());
+                Ok(())
             }
             Event::Message(_, _, Message::EndAck) => self.step(PrimaryEvent::EndAcknowledged),
             Event::Message(_, _, Message::Failed(why)) => {
