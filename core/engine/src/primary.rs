@@ -26,7 +26,7 @@ use crate::stats::{Samples, Shared};
 use crate::wire::{DiskTx, FrameTx};
 use crate::{ProtectEnd, ProtectError, arbiter, sender};
 use aventine_api::{
-    Codec, Epoch, EpochPolicy, EpochStats, Link, PageBitmap, PluginError, SessionId, Side, Verdict,
+    Codec, Epoch, EpochPolicy, EpochStats, Guest, Link, PageBitmap, PluginError, SessionId, Side, Verdict,
 };
 use aventine_config::Config;
 use aventine_protocol::{Message, Primary, PrimaryEvent, PrimaryState};
@@ -41,7 +41,7 @@ use tracing::info;
 /// The loop never sleeps longer than this: the guest's own events are polled.
 const TICK: Duration = Duration::from_millis(20);
 /// How often the initial copy goes over memory before it leaves the rest to the first checkpoint.
-const COPY_ROUNDS: u32 = 8;
+const COPY_ROUNDS: u32 = 7;
 
 /// What the loop waits for, besides the time. Numbers name the link that an event is of.
 pub(crate) enum Event {
@@ -90,9 +90,10 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
     let verdicts = to_loop.clone();
     let answer = move |session, v| drop(verdicts.send(Event::Verdict(session, v)));
     let make_codec = || maker.codec();
+    let copy = Copy::begin(parts.guest.as_mut(), pages)?;
     let mut epochs = Loop {
         machine: Primary::new(parts.depth()),
-        pipe: Pipe::start(config, pages, make_codec()?, link.pages, 0, &to_loop),
+        pipe: Pipe::start(config, copy, make_codec()?, link.pages, 0, &to_loop),
         silence: Silence::new(link.primary.heard.clone(), config.heartbeat, config.detection, Instant::now()),
         stall: Stall::new(config.heartbeat, config.detection, Instant::now()),
         link: link.primary,
@@ -101,7 +102,6 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
         dialer: Dialer::start(transport, to_loop.clone()),
         redial: Some(rejoin::FIRST_DELAY),
         record,
-        known: PageBitmap::new(pages),
         next_epoch: Instant::now(),
         paused_at: Instant::now(),
         early: false,
@@ -146,7 +146,7 @@ struct Pipe {
 impl Pipe {
     fn start(
         config: &Config,
-        pages: u64,
+        copy: Copy,
         codec: Box<dyn Codec>,
         tx: FrameTx,
         number: u32,
@@ -158,11 +158,10 @@ impl Pipe {
         let to_loop = to_loop.clone();
         let lost = move |e| drop(to_loop.send(Event::ChannelLost(number, e)));
         thread::spawn(move || sender::run(&jobs, tx, codec, &back, &states_tx, lost));
-        let copy = Copy { round: 0, todo: PageBitmap::new(pages), at: 0, pages_sent: 0, pages_known: 0 };
         Pipe {
             staging,
             states,
-            dirty: PageBitmap::new(pages),
+            dirty: PageBitmap::new(copy.todo.pages()),
             pending: VecDeque::new(),
             spare: Vec::new(),
             copy: Some(copy),
@@ -177,6 +176,18 @@ struct Copy {
     at: u64,
     pages_sent: u64,
     pages_known: u64,
+}
+
+impl Copy {
+    /// The first round copies whatever is not zero: the standby's memory begins as zeroes.
+    fn begin(guest: &mut dyn Guest, pages: u64) -> Result<Copy, PluginFailure> {
+        let mut todo = PageBitmap::new(pages);
+        // What was written until now is in the first round, whatever its bits say; only later writes are news.
+        guest.dirty(&mut todo).during("guest", "finding dirty pages")?;
+        guest.populated(&mut todo).during("guest", "finding the pages to copy")?;
+        let pages_known = todo.count();
+        Ok(Copy { round: 0, todo, at: 0, pages_sent: 0, pages_known })
+    }
 }
 
 /// An epoch sealed and not acknowledged: its dirty bits are kept until it is.
@@ -209,8 +220,6 @@ struct Loop<'a> {
     machine: Primary,
     policy: Box<dyn EpochPolicy>,
     pipe: Pipe,
-    /// Every page that was ever dirty: the others are zero, here and on any new standby.
-    known: PageBitmap,
     next_epoch: Instant,
     paused_at: Instant,
     early: bool,
@@ -325,7 +334,6 @@ impl Loop<'_> {
         let Captured { epoch, armed, pages, state, scan_time, copy_time } = captured;
         let clean = self.pipe.spare.pop().unwrap_or_else(|| PageBitmap::new(self.memory.pages()));
         let dirty = std::mem::replace(&mut self.pipe.dirty, clean);
-        self.known.merge(&dirty);
         self.pipe.pending.push_back(Pending { epoch, sealed_at: self.paused_at, dirty });
         if self.pipe.staging.finish(epoch, armed, state).is_err() {
             return self.step(PrimaryEvent::LinkLost);
@@ -366,13 +374,11 @@ impl Loop<'_> {
         if let Err(failure) = self.parts.guest.dirty(&mut copy.todo).during("guest", "finding dirty pages") {
             return self.local_error(&failure);
         }
-        self.known.merge(&copy.todo);
         let left = copy.todo.count();
         copy.pages_known = copy.pages_sent + left;
         let disks_done = self.parts.disks.iter().map(|(_, d)| d.progress()).all(|p| p.done == p.total);
-        // The first round only finds what there is to copy.
         let enough = left <= self.memory.pages() / 64 || copy.round >= COPY_ROUNDS;
-        if disks_done && copy.round > 1 && enough {
+        if disks_done && enough {
             self.pipe.dirty.merge(&copy.todo);
             info!(rounds = copy.round, pages = copy.pages_sent, "initial copy done");
             self.pipe.copy = None;

@@ -7,10 +7,9 @@
 //!    └────────── twice as long ─────────┘
 //! ```
 
-use super::{Loop, Pipe, replicate};
+use super::{Copy, Loop, Pipe, replicate};
 use crate::ProtectError;
 use crate::link::{self, Terms};
-use crate::parts::During;
 use crate::silence::Silence;
 use crate::stall::Stall;
 use aventine_api::{Disengage, Link};
@@ -62,20 +61,8 @@ impl Loop<'_> {
         let Some(link) = link::agree(&terms, link, number, &self.parts.disks)? else { return Ok(()) };
         replicate(&mut self.parts, link.disks)?;
         link::await_ready(&terms, number)?;
-        let mut pipe = Pipe::start(
-            self.config,
-            self.memory.pages(),
-            (self.make_codec)()?,
-            link.pages,
-            number,
-            self.to_loop,
-        );
-        self.parts.guest.dirty(&mut self.pipe.dirty).during("guest", "finding dirty pages")?;
-        self.known.merge(&self.pipe.dirty);
-        if let Some(copy) = &mut pipe.copy {
-            copy.todo.merge(&self.known);
-            copy.pages_known = self.known.count();
-        }
+        let copy = Copy::begin(self.parts.guest.as_mut(), self.memory.pages())?;
+        let pipe = Pipe::start(self.config, copy, (self.make_codec)()?, link.pages, number, self.to_loop);
         self.record.begin(link.primary.session)?;
         let config = self.config;
         self.silence =
