@@ -15,6 +15,7 @@ mod query;
 mod run;
 mod signals;
 
+use aventine_api::Side;
 use clap::Parser;
 use cli::{Cli, Command};
 use exit::Exit;
@@ -46,10 +47,11 @@ fn main() -> ExitCode {
     log_to_stderr();
     match cli.command {
         Command::Check { config } => check(&config),
-        Command::Protect(args) => run::protect(&args),
-        Command::Standby(args) => run::standby(&args),
+        Command::Protect(args) => run::run(&args, Side::Primary),
+        Command::Standby(args) => run::run(&args, Side::Standby),
         Command::Status { which, json } => query::status(&which, json),
         Command::Stop { which } => query::stop(&which),
+        Command::Handover { which } => query::handover(&which),
         Command::Plugins { json } => {
             print(list::plugins(json));
             Exit::Done

@@ -10,7 +10,7 @@
 //!   aventine.log             what the process printed
 //! ```
 
-use crate::network::{GUEST, Network, NetworkError, STANDBY, TAP};
+use crate::network::{GUEST, Network, NetworkError, TAP};
 use crate::node::{Node, NodeError, Role};
 use aventine_engine::Status;
 use rustix::fs::{FlockOperation, flock};
@@ -26,8 +26,8 @@ use toml::Value;
 pub const STARTUP: Duration = Duration::from_secs(120);
 /// Longest that a takeover may take, on a slow and busy machine.
 pub const TAKEOVER: Duration = Duration::from_secs(30);
-/// Where the standby listens.
-pub const STANDBY_ADDRESS: &str = "10.78.0.2:7400";
+/// Where the hosts listen.
+pub const ADDRESSES: [&str; 2] = ["10.78.0.1:7400", "10.78.0.2:7400"];
 /// Bytes of the guest's disk.
 const DISK: u64 = 64 << 20;
 /// RAM of the guest.
@@ -81,8 +81,8 @@ pub struct Parts {
     pub interval: String,
     /// How long a side may be silent before it counts as lost, as the configuration writes it.
     pub detection: String,
-    /// Where the primary looks for the standby: [`STANDBY_ADDRESS`], or something between the hosts.
-    pub peer: String,
+    /// Where the primary looks for the standby, if not at the other host of [`ADDRESSES`]: something between the hosts.
+    pub proxy: Option<String>,
     /// Whether the hosts' link is encrypted, with keys from `aventine keys`.
     pub tls: bool,
 }
@@ -99,9 +99,9 @@ pub struct Lab {
 #[derive(Debug)]
 pub struct Pair {
     detection: String,
-    /// On host a. Dropped first, so that it does not fail over while the pair ends.
+    /// On host a at first. Dropped first, so that it does not fail over while the pair ends.
     pub primary: Node,
-    /// On host b.
+    /// On host b at first.
     pub standby: Node,
 }
 
@@ -132,8 +132,9 @@ impl Lab {
     /// Starts a standby and a primary with a fresh guest and waits until the guest is protected.
     pub fn start(&self) -> Result<Pair, LabError> {
         let (a, b) = (self.prepare("host-a")?, self.prepare("host-b")?);
-        let standby = Node::start(&self.parts.program, &self.network.b, &b, Role::Standby)?;
-        let primary = Node::start(&self.parts.program, &self.network.a, &a, Role::Protect)?;
+        let start = |dir: &Path, network, role| Node::start(&self.parts.program, network, dir, role);
+        let standby = start(&b, &self.network.b, Role::Standby)?;
+        let primary = start(&a, &self.network.a, Role::Protect)?;
         let mut pair = Pair { detection: self.parts.detection.clone(), primary, standby };
         let decided = |status: &Status| matches!(&status.state[..], "protected" | "unprotected");
         let status = pair.ask(|primary| primary.wait_for("protection", STARTUP, decided))?;
@@ -146,12 +147,10 @@ impl Lab {
     /// Starts the standby of a pair anew, with what the ended one left on its host, and waits until the guest is
     /// protected again.
     pub fn restart_standby(&self, pair: &mut Pair) -> Result<(), LabError> {
-        let dir = self.parts.work.join("host-b");
-        pair.standby = Node::start(&self.parts.program, &self.network.b, &dir, Role::Standby)?;
-        pair.ask(|primary| {
-            primary.wait_for("protection anew", STARTUP, |status| status.state == "protected")
-        })?;
-        Ok(())
+        let dir = pair.standby.dir().to_owned();
+        let network = if dir.ends_with("host-a") { &self.network.a } else { &self.network.b };
+        pair.standby = Node::start(&self.parts.program, network, &dir, Role::Standby)?;
+        pair.wait_protected()
     }
 
     fn prepare(&self, host: &str) -> Result<PathBuf, LabError> {
@@ -224,7 +223,10 @@ impl Lab {
         let interval = Value::from(self.parts.interval.as_str());
         let detection = Value::from(self.parts.detection.as_str());
         let arbiter = Value::from(text(&self.parts.work.join("arbiter")));
-        let peer = &self.parts.peer;
+        let peer = match &self.parts.proxy {
+            Some(proxy) => Value::from(proxy.as_str()),
+            None => Value::from(ADDRESSES.map(Value::from).to_vec()),
+        };
         let security = match self.parts.tls {
             true => r#"tls = { ca = "ca.pem", cert = "node.pem", key = "node.key" }"#,
             false => "unsafe_plaintext = true",
@@ -250,8 +252,8 @@ image = "disk.img"
 
 [transport]
 plugin = "tcp"
-listen = "{STANDBY}:7400"
-peer = "{peer}"
+listen = "0.0.0.0:7400"
+peer = {peer}
 {security}
 
 [policy]
@@ -270,16 +272,35 @@ impl Pair {
     /// Asks something of the primary. Where it fails because the standby has taken over already, the error says so.
     pub fn ask<T>(&mut self, what: impl FnOnce(&mut Node) -> Result<T, NodeError>) -> Result<T, LabError> {
         what(&mut self.primary).map_err(|error| match self.standby.status() {
-            Ok(status) if status.state == "active" => LabError::Busy(self.detection.clone()),
+            Ok(status) if status.side == "primary" => LabError::Busy(self.detection.clone()),
             _ => error.into(),
         })
+    }
+
+    /// Waits until the guest is protected.
+    pub fn wait_protected(&mut self) -> Result<(), LabError> {
+        self.ask(|primary| primary.wait_for("protection", STARTUP, |status| status.state == "protected"))?;
+        Ok(())
     }
 
     /// Loses the primary's host: its controller and its QEMU, at the same moment. Waits until the standby runs the
     /// guest.
     pub fn fail_over(&mut self, guest_first: bool) -> Result<(), LabError> {
         self.ask(|primary| primary.kill(guest_first))?;
-        self.standby.wait_for("the takeover", TAKEOVER, |status| status.state == "active")?;
+        self.standby.wait_for("the takeover", TAKEOVER, |status| status.side == "primary")?;
         Ok(())
+    }
+
+    /// Hands the guest over; what was the standby is the primary then.
+    pub fn hand_over(&mut self) -> Result<(), LabError> {
+        self.ask(|primary| primary.hand_over())?;
+        self.standby.wait_for("playing the primary", TAKEOVER, |status| status.side == "primary")?;
+        self.change_roles();
+        Ok(())
+    }
+
+    /// The guest runs on the standby's host by now: what was the standby is the primary.
+    pub fn change_roles(&mut self) {
+        std::mem::swap(&mut self.primary, &mut self.standby);
     }
 }

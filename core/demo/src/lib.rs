@@ -95,7 +95,7 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
         work: options.work.clone(),
         interval: options.interval.clone(),
         detection: "200ms".into(),
-        peer: lab::STANDBY_ADDRESS.into(),
+        proxy: None,
         tls: false,
     })?;
     let mut random = StdRng::seed_from_u64(seed);

@@ -14,6 +14,11 @@ pub enum Command {
         /// Answered once protection has ended, with an error text if it could not be ended.
         reply: Sender<Result<(), String>>,
     },
+    /// Primary: let the standby's host run the guest, and follow it from then on.
+    HandOver {
+        /// Answered once the guest runs there, or with the reason why it does not.
+        reply: Sender<Result<(), String>>,
+    },
     /// End protection, ask the guest to shut down, and return when it has.
     PowerDown,
     /// End protection, end the guest at once, and return.
@@ -43,10 +48,10 @@ pub struct Quantiles {
 pub struct Status {
     /// Name of the guest.
     pub guest: String,
-    /// `primary` or `standby`.
+    /// `primary` or `standby`: the role that this side plays now.
     pub side: String,
-    /// Primary: `connecting`, `copying`, `arming`, `protected`, `ending`, `resolving`, `unprotected`, `fenced`,
-    /// `handed-over`, `ended`. Standby: `waiting`, `copying`, `armed`, `resolving`, `active`, `ended`.
+    /// Primary: `connecting`, `copying`, `arming`, `protected`, `handing-over`, `ending`, `resolving`, `unprotected`,
+    /// `fenced`, `handed-over`, `ended`. Standby: `waiting`, `copying`, `armed`, `resolving`, `active`, `ended`.
     pub state: String,
     /// Why it is in this state, where that needs a word.
     pub detail: String,
@@ -78,7 +83,7 @@ pub struct Status {
     pub held_bytes: u64,
     /// Frames that a network buffer lost.
     pub dropped_frames: u64,
-    /// Standby: microseconds from the decision to take over to the running guest.
+    /// After a takeover: microseconds from the decision to take over to the running guest.
     pub activation_us: u64,
 }
 

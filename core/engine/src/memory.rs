@@ -61,6 +61,32 @@ impl GuestMemory {
         }
     }
 
+    /// Copies the contents of `old`, a guest of the same layout that no longer runs, into this memory, which is all zero:
+    /// pages that are zero stay untouched.
+    pub(crate) fn take(&mut self, old: &GuestMemory) -> Result<(), PluginError> {
+        const STEP: u64 = 512;
+        if old.pages != self.pages {
+            let outside = OutsideMemory { first: 0, count: old.pages, pages: self.pages };
+            return Err(PluginError::new(ErrorCode::Internal, outside));
+        }
+        let mut bytes = vec![0; STEP as usize * PAGE_SIZE];
+        let mut first = 0;
+        while first < self.pages {
+            // A step never crosses a region, because `pages` answers one slice.
+            let left = self.region(first).map_or(0, |r| r.first_page + r.pages - first);
+            let count = STEP.min(left);
+            let now = &mut bytes[..count as usize * PAGE_SIZE];
+            old.read(first, now);
+            for (n, page) in
+                now.chunks_exact(PAGE_SIZE).enumerate().filter(|(_, p)| p.iter().any(|&b| b != 0))
+            {
+                self.pages(first + n as u64, 1)?.copy_from_slice(page);
+            }
+            first += count;
+        }
+        Ok(())
+    }
+
     fn region(&self, page: u64) -> Option<&Region> {
         self.regions.iter().find(|r| (r.first_page..r.first_page + r.pages).contains(&page))
     }

@@ -20,7 +20,7 @@ mod primary;
 mod standby;
 
 pub use frame::{FrameError, FrameHeader, FrameKind, HEADER_LEN, PayloadHash, VERSION};
-pub use message::{CheckpointEnd, Hello, Message, MessageError, differences};
+pub use message::{Base, CheckpointEnd, Hello, Message, MessageError, differences};
 pub use primary::{Primary, PrimaryAction, PrimaryEvent, PrimaryState};
 pub use standby::{Standby, StandbyAction, StandbyEvent, StandbyState};
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! primary                                   standby
-//!   Hello(session, signature) ──────────────►  compares
-//!   ◄──────────────────── Refuse(reason) | Accept
+//!   Hello(session, signature, base) ────────►  compares
+//!   ◄──────────────── Refuse(reason) | Accept(base)
 //!   (channels open, disks described)          (guest process started)
 //!   ◄─────────────────────────────────── Ready
 //!   Heartbeat ◄────────────────────────► Heartbeat
@@ -11,11 +11,13 @@
 //!   End(reason) ───────────────────────────►  disarms
 //!   ◄───────────────────────────────── EndAck
 //!   Yield ─────────────────────────────────►  takes over
+//!   HandOver ──────────────────────────────►  takes over, as planned
+//!   ◄──────────────────────────────── TookOver
 //!   ◄─────────────────────────── Failed(reason): the standby has disarmed itself
 //! ```
 
 use crate::EndReason;
-use aventine_api::SessionId;
+use aventine_api::{Epoch, SessionId};
 
 /// What a primary says first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,18 @@ pub struct Hello {
     pub session: SessionId,
     /// What must be the same on both hosts, as `(name, value)`.
     pub signature: Vec<(String, String)>,
+    /// What the guest's memory was when it began to run here: a standby that still has it needs only what was written
+    /// since.
+    pub base: Option<Base>,
+}
+
+/// An image of the guest's memory that both hosts may have: that of a committed epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The session in which the guest was handed over.
+    pub session: SessionId,
+    /// Its last committed epoch.
+    pub epoch: Epoch,
 }
 
 /// A message on `control`. The epoch of an acknowledgement stands in the frame's header.
@@ -31,8 +45,11 @@ pub struct Hello {
 pub enum Message {
     /// Primary: the first message of a session.
     Hello(Hello),
-    /// Standby: the signature agrees.
-    Accept,
+    /// Standby: the signature agrees. With `base`: it has the memory that the primary named, and needs no copy of it.
+    Accept {
+        /// Whether it has the base.
+        base: bool,
+    },
     /// Standby: it will not stand by, and why. Nothing has been started.
     Refuse(String),
     /// Standby: its guest and disks are ready for the initial copy.
@@ -47,6 +64,10 @@ pub enum Message {
     EndAck,
     /// Primary: its guest is gone and silenced; the standby shall take over.
     Yield,
+    /// Primary: the guest waits, paused, for the standby to run it.
+    HandOver,
+    /// Standby: the guest that was handed over runs here.
+    TookOver,
     /// Standby: cannot go on, has disarmed itself and will never promote in this session.
     Failed(String),
 }
@@ -83,7 +104,12 @@ impl Message {
                     put_text(&mut out, name);
                     put_text(&mut out, value);
                 }
+                if let Some(base) = hello.base {
+                    out.extend(base.session.0);
+                    out.extend(base.epoch.0.to_le_bytes());
+                }
             }
+            Message::Accept { base } => out.push(u8::from(*base)),
             Message::Refuse(text) | Message::Failed(text) => put_text(&mut out, text),
             Message::End(reason) => match reason {
                 EndReason::Stopped => out.push(1),
@@ -103,12 +129,16 @@ impl Message {
         let mut r = Reader(payload);
         let message = match r.byte()? {
             1 => {
-                let session = SessionId(r.take(16)?.try_into().map_err(|_| MessageError)?);
+                let session = SessionId(r.array()?);
                 let count = r.u16()?;
                 let signature = (0..count).map(|_| Ok((r.text()?, r.text()?))).collect::<Result<_, _>>()?;
-                Message::Hello(Hello { session, signature })
+                let base = match r.0.is_empty() {
+                    true => None,
+                    false => Some(Base { session: SessionId(r.array()?), epoch: Epoch(r.u64()?) }),
+                };
+                Message::Hello(Hello { session, signature, base })
             }
-            2 => Message::Accept,
+            2 => Message::Accept { base: r.flag()? },
             3 => Message::Refuse(r.text()?),
             4 => Message::Ready,
             5 => Message::Heartbeat,
@@ -122,6 +152,8 @@ impl Message {
             8 => Message::EndAck,
             9 => Message::Yield,
             10 => Message::Failed(r.text()?),
+            11 => Message::HandOver,
+            12 => Message::TookOver,
             _ => return Err(MessageError),
         };
         if r.0.is_empty() { Ok(message) } else { Err(MessageError) }
@@ -130,7 +162,7 @@ impl Message {
     fn tag(&self) -> u8 {
         match self {
             Message::Hello(_) => 1,
-            Message::Accept => 2,
+            Message::Accept { .. } => 2,
             Message::Refuse(_) => 3,
             Message::Ready => 4,
             Message::Heartbeat => 5,
@@ -139,6 +171,8 @@ impl Message {
             Message::EndAck => 8,
             Message::Yield => 9,
             Message::Failed(_) => 10,
+            Message::HandOver => 11,
+            Message::TookOver => 12,
         }
     }
 }
@@ -157,11 +191,7 @@ impl CheckpointEnd {
     /// Decodes a payload.
     pub fn decode(payload: &[u8]) -> Result<CheckpointEnd, MessageError> {
         let mut r = Reader(payload);
-        let armed = match r.byte()? {
-            0 => false,
-            1 => true,
-            _ => return Err(MessageError),
-        };
+        let armed = r.flag()?;
         let end =
             CheckpointEnd { armed, frames: r.u32()?, pages: r.u64()?, state_len: r.u32()?, digest: r.u64()? };
         if r.0.is_empty() { Ok(end) } else { Err(MessageError) }
@@ -210,6 +240,14 @@ impl<'a> Reader<'a> {
         Ok(self.array::<1>()?[0])
     }
 
+    fn flag(&mut self) -> Result<bool, MessageError> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(MessageError),
+        }
+    }
+
     fn u16(&mut self) -> Result<u16, MessageError> {
         Ok(u16::from_le_bytes(self.array()?))
     }
@@ -243,8 +281,14 @@ mod tests {
     #[test]
     fn messages_survive_the_wire() {
         for message in [
-            Message::Hello(Hello { session: SessionId([7; 16]), signature: signature("raw") }),
-            Message::Accept,
+            Message::Hello(Hello { session: SessionId([7; 16]), signature: signature("raw"), base: None }),
+            Message::Hello(Hello {
+                session: SessionId([7; 16]),
+                signature: signature("raw"),
+                base: Some(Base { session: SessionId([8; 16]), epoch: Epoch(9) }),
+            }),
+            Message::Accept { base: false },
+            Message::Accept { base: true },
             Message::Refuse("no".into()),
             Message::Ready,
             Message::Heartbeat,
@@ -255,6 +299,8 @@ mod tests {
             Message::EndAck,
             Message::Yield,
             Message::Failed("full".into()),
+            Message::HandOver,
+            Message::TookOver,
         ] {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }

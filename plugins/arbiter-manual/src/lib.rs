@@ -94,6 +94,10 @@ impl Manual {
 }
 
 impl Arbiter for Manual {
+    fn waits_for_person(&self) -> bool {
+        true
+    }
+
     fn claim(&mut self, session: SessionId, side: Side) -> Result<Verdict, PluginError> {
         match self.decisions.owner(session)? {
             Some(owner) => {

@@ -2,7 +2,7 @@
 //! program and the guest are.
 
 use aventine_demo::checker::{self, Load, Outcome};
-use aventine_demo::lab::{Lab, Pair, Parts, STANDBY_ADDRESS, STARTUP, TAKEOVER};
+use aventine_demo::lab::{ADDRESSES, Lab, Pair, Parts, STARTUP, TAKEOVER};
 use aventine_demo::network::{Cut, GUEST};
 use aventine_demo::node::Role;
 use rustix::process::Signal;
@@ -37,7 +37,7 @@ fn parts(test: &str) -> Parts {
         interval: "25ms".into(),
         // A machine busy with other things must not look like a lost one.
         detection: "1s".into(),
-        peer: STANDBY_ADDRESS.into(),
+        proxy: None,
         tls: false,
     }
 }
@@ -188,49 +188,87 @@ fn standby_killed_guest_runs_on() {
     assert_undisturbed(&finish(&lab, load));
 }
 
-/// What remains of a pair whose link was cut: who owns the guest, once both sides have settled.
-fn owner_after_a_cut(pair: &mut Pair) -> Role {
+/// Who owns the guest of a pair whose link was cut, once both sides have settled: that side is the pair's primary then.
+fn settle(pair: &mut Pair) -> Role {
     let end = Instant::now() + LIMIT;
     loop {
-        assert!(
-            Instant::now() < end,
-            "nobody owns the guest: {}\n{}",
-            pair.primary.log(),
-            pair.standby.log()
-        );
-        // A primary that has ended does not answer.
-        let primary = pair.primary.status().map(|status| status.state).unwrap_or_default();
-        let standby = pair.standby.status().unwrap_or_else(|e| panic!("{e:?}\n{}", pair.standby.log())).state;
-        match (&primary[..], &standby[..]) {
-            ("unprotected", "waiting") => return Role::Protect,
-            ("", "active") => {
-                let status = pair.primary.wait_end(LIMIT).unwrap();
-                assert_eq!(status.code(), Some(4), "fenced: {}", pair.primary.log());
+        let logs = || format!("{}\n{}", pair.primary.log(), pair.standby.log());
+        assert!(Instant::now() < end, "nobody owns the guest: {}", logs());
+        let [primary, standby] = [&pair.primary, &pair.standby]
+            .map(|node| node.status().unwrap_or_else(|e| panic!("{e:?}\n{}", logs())))
+            .map(|status| (status.side, status.state));
+        match [(&primary.0[..], &primary.1[..]), (&standby.0[..], &standby.1[..])] {
+            [("primary", "unprotected"), ("standby", "waiting")] => return Role::Protect,
+            [("standby", _), ("primary", _)] => {
+                pair.change_roles();
                 return Role::Standby;
             }
-            ("unprotected", "active") => panic!("two owners"),
+            [("primary", "unprotected"), ("primary", _)] => panic!("two owners"),
             _ => thread::sleep(Duration::from_millis(20)),
         }
     }
 }
 
+/// The routine number of times, or as often as the environment wants it.
+fn rounds(routine: u64) -> u64 {
+    env::var("AVENTINE_ROUNDS").map_or(routine, |rounds| rounds.parse().unwrap())
+}
+
+/// One guest and one client, from host to host: whichever side wins, protection comes back with the link.
 #[test]
-fn a_cut_leaves_one_owner_and_one_history() {
+fn cuts_leave_one_owner_and_one_history() {
     let lab = lab("cuts");
     let mut random = Random::new();
-    for cut in [Cut::Both, Cut::FromA, Cut::FromB, Cut::Both, Cut::FromA, Cut::FromB] {
-        let (mut pair, load) = with_load(&lab);
+    let (mut pair, load) = with_load(&lab);
+    let mut owners = [0, 0];
+    for round in 1..=rounds(12) {
+        let cut = [Cut::Both, Cut::FromA, Cut::FromB][random.below(3) as usize];
         thread::sleep(Duration::from_millis(random.below(300)));
+        let answers = load.answers();
         lab.network().cut(cut).unwrap();
-        let owner = owner_after_a_cut(&mut pair);
-        println!("{cut:?}: {owner:?} owns the guest");
+        let owner = settle(&mut pair);
+        owners[usize::from(owner == Role::Standby)] += 1;
         // The link's return changes nothing for the one that lost.
         lab.network().heal(cut).unwrap();
-        let outcome = finish(&lab, load);
-        assert_undisturbed(&outcome);
-        let primary = pair.primary.status().is_ok();
-        assert_eq!((primary, owner == Role::Standby), (owner == Role::Protect, !primary));
+        pair.wait_protected().unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+        println!("{round}: {cut:?}, {owner:?} owns the guest, {} answers", load.answers() - answers);
     }
+    println!("the primary won {} times, the standby {} times", owners[0], owners[1]);
+    assert_undisturbed(&finish(&lab, load));
+}
+
+#[test]
+fn the_survivor_protects_again_and_is_survived() {
+    let lab = lab("again");
+    let mut random = Random::new();
+    let (mut pair, load) = with_load(&lab);
+    for round in 1..=rounds(10) {
+        thread::sleep(Duration::from_millis(random.below(500)));
+        pair.fail_over(random.below(2) == 0).unwrap();
+        pair.change_roles();
+        load.wait_answers(SOME, LIMIT).unwrap();
+        lab.restart_standby(&mut pair).unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+        println!("round {round}: {} answers", load.answers());
+    }
+    assert_undisturbed(&finish(&lab, load));
+}
+
+#[test]
+fn a_guest_is_handed_over_to_and_fro() {
+    let lab = lab("handover");
+    let (mut pair, load) = with_load(&lab);
+    for _ in 0..4 {
+        pair.hand_over().unwrap();
+        pair.wait_protected().unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+    }
+    // The new standby is worth something only if it can take over.
+    pair.fail_over(true).unwrap();
+    let outcome = finish(&lab, load);
+    println!("silent for {:?}", outcome.gap);
+    assert_undisturbed(&outcome);
 }
 
 /// Stands between the hosts, on host a, and can swallow what the primary sends after it was written.
@@ -250,7 +288,7 @@ impl Proxy {
         thread::spawn(move || {
             let mut number = 0;
             for near in listener.incoming().map(Result::unwrap) {
-                let Ok(far) = host.enter(|| TcpStream::connect(STANDBY_ADDRESS)).unwrap() else { continue };
+                let Ok(far) = host.enter(|| TcpStream::connect(ADDRESSES[1])).unwrap() else { continue };
                 let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
                 let from = Arc::clone(&from);
                 thread::spawn(move || pump(near, far, || number >= from.load(Ordering::Relaxed)));
@@ -279,11 +317,11 @@ fn pump(mut from: TcpStream, mut to: TcpStream, swallow: impl Fn() -> bool) {
 fn swallowed_bytes_let_no_frame_out_and_mute_nobody() {
     // Everything the primary sends, or everything but what tells the standby that it lives.
     for (test, from) in [("proxy-all", 0), ("proxy-bulk", 1)] {
-        let lab = Lab::new(&Parts { peer: PROXY.into(), ..parts(test) }).unwrap();
+        let lab = Lab::new(&Parts { proxy: Some(PROXY.into()), ..parts(test) }).unwrap();
         let proxy = Proxy::start(&lab);
         let (mut pair, load) = with_load(&lab);
         proxy.swallow_from.store(from, Ordering::Relaxed);
-        let owner = owner_after_a_cut(&mut pair);
+        let owner = settle(&mut pair);
         println!("{test}: {owner:?} owns the guest");
         assert!(from == 0 || owner == Role::Protect, "a standby that hears the primary does not take over");
         assert_undisturbed(&finish(&lab, load));

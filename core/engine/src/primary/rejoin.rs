@@ -1,5 +1,5 @@
-//! Protection anew, after a standby was lost and this side went on alone: a new session with whoever answers at the
-//! peer's address, while the guest runs.
+//! Protection anew, after a standby was lost or this side took over, and went on alone: a new session with whoever
+//! answers at the peer's address, while the guest runs.
 //!
 //! ```text
 //!  Alone ── dial ─► linked ── agree · replicate disks · ready ─► Copying ─► … as in the first session
@@ -8,7 +8,7 @@
 //! ```
 
 use super::{Copy, Loop, Pipe, replicate};
-use crate::ProtectError;
+use crate::EngineError;
 use crate::link::{self, Terms};
 use crate::silence::Silence;
 use crate::stall::Stall;
@@ -47,13 +47,14 @@ impl Loop<'_> {
         }
     }
 
-    fn rejoin(&mut self, link: Box<dyn Link>) -> Result<(), ProtectError> {
+    fn rejoin(&mut self, link: Box<dyn Link>) -> Result<(), EngineError> {
         let number = self.link.number + 1;
         self.link.number = number;
         let gives_up = || false; // the operator's commands wait for the loop, and the handshake is short
         let terms = Terms {
             config: self.config,
-            signature: self.signature,
+            signature: &self.signature,
+            base: self.base,
             to_loop: self.to_loop,
             events: self.events,
             gives_up: &gives_up,
@@ -61,8 +62,15 @@ impl Loop<'_> {
         let Some(link) = link::agree(&terms, link, number, &self.parts.disks)? else { return Ok(()) };
         replicate(&mut self.parts, link.disks)?;
         link::await_ready(&terms, number)?;
-        let copy = Copy::begin(self.parts.guest.as_mut(), self.memory.pages())?;
-        let pipe = Pipe::start(self.config, copy, (self.make_codec)()?, link.pages, number, self.to_loop);
+        let (guest, pages) = (self.parts.guest.as_mut(), self.memory.pages());
+        let copy = match self.base.take() {
+            Some(base) if link.has_base => {
+                info!(session = %base.session, epoch = base.epoch.0, "the standby has the memory of");
+                Copy::since_base(guest, pages)?
+            }
+            _ => Copy::begin(guest, pages)?,
+        };
+        let pipe = Pipe::start(self.config, copy, self.maker.codec()?, link.pages, number, self.to_loop);
         self.record.begin(link.primary.session)?;
         let config = self.config;
         self.silence =
