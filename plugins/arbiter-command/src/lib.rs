@@ -47,7 +47,7 @@
 //! - A verdict is remembered for the life of this process: the program is not asked again about a session it decided.
 //! - No two runs at once. A program that does not even die when it is killed (its file system hangs) is an error until
 //!   it is gone.
-//! - A run is bounded: by the timeout, and [`run::GRACE`] for dying.
+//! - A run is bounded: by the timeout, and one second for dying.
 //! - Nothing of a run stays behind: no process of its group, no zombie, no descriptor.
 
 mod config;

@@ -26,7 +26,7 @@
 //!   transaction whose answer was lost may have taken effect; the next claim reads what it did.
 //! - The transaction goes through the cluster's log, so that a member which is behind, or cut off from the others,
 //!   cannot answer from its own memory.
-//! - A claim asks each endpoint once and each within [`http::LIMIT`], a slow or malicious one too: it is bounded.
+//! - A claim asks each endpoint once and each within two seconds, a slow or malicious one too: it is bounded.
 //! - A key with any other value is an error and never a guess.
 //!
 //! Restoring the cluster from a backup forgets verdicts: then stop protection first.
