@@ -2,9 +2,9 @@
 
 use crate::plugin::{Ids, is_file_name};
 use crate::report::Problem;
-use crate::units::Quantity;
 use crate::{Config, Instance, plugin};
 use aventine_api::Kind;
+use aventine_api::units::Quantity;
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::time::Duration;

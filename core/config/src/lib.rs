@@ -32,7 +32,6 @@ mod document;
 mod file;
 mod plugin;
 mod report;
-mod units;
 
 use aventine_api::{Kind, PluginEntry};
 use std::path::{Path, PathBuf};

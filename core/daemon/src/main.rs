@@ -25,6 +25,8 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 // A crate that nothing refers to is left out of the program, and its registration with it.
+use aventine_arbiter_command as _;
+use aventine_arbiter_etcd as _;
 use aventine_arbiter_manual as _;
 use aventine_arbiter_shared_file as _;
 use aventine_codec_raw as _;
