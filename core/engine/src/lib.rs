@@ -13,6 +13,9 @@
 
 mod arbiter;
 mod control;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod link;
 mod memory;
 mod parts;

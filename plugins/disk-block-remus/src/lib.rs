@@ -24,6 +24,9 @@
 mod config;
 mod copy;
 mod device;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod marker;
 mod outbox;

@@ -3,15 +3,18 @@
 //! ```text
 //! cargo xtask demo [options of `aventine demo`]
 //! cargo xtask test [options of the test runner]
+//! cargo xtask fuzz [--seconds N] [TARGET…]
 //! ```
 #![forbid(unsafe_code)]
 
 mod cpio;
+mod fuzz;
 mod guest;
 mod kernel;
 mod machine;
 mod run;
 
+use fuzz::FuzzError;
 use guest::GuestError;
 use machine::MachineError;
 use run::RunError;
@@ -26,7 +29,8 @@ Usage: cargo xtask COMMAND [OPTIONS]
 
 Commands:
   demo   install what is missing, build, make the guest and run `aventine demo` with the OPTIONS
-  test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS";
+  test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS
+  fuzz   install what is missing, build, and run all fuzz targets or the TARGETs named, 10 seconds each or --seconds N";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,8 @@ enum Error {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Guest(#[from] GuestError),
+    #[error(transparent)]
+    Fuzz(#[from] FuzzError),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error("Cannot start {program}")]
@@ -50,6 +56,7 @@ fn main() -> ExitCode {
     let result = match command.as_ref().and_then(|command| command.to_str()) {
         Some("demo") => demo(&rest),
         Some("test") => test(&rest),
+        Some("fuzz") => fuzz::fuzz(&rest).map_err(Error::from),
         Some("help" | "-h" | "--help") => {
             println!("{USAGE}");
             Ok(())
