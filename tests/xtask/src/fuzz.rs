@@ -27,8 +27,9 @@ const UNLOCK: (&str, &str) = ("RUSTC_BOOTSTRAP", "1");
 const HOST: &str = "x86_64-unknown-linux-gnu";
 /// Seconds for each target, unless said otherwise.
 const SECONDS: u32 = 10;
-/// No input makes a target take longer (seconds), or ask for more memory at once (MiB): the longest frame has 64 MiB.
-const LIMITS: [&str; 3] = ["-timeout=20", "-malloc_limit_mb=128", "-rss_limit_mb=2048"];
+/// No input makes a target take longer (seconds, on a machine that is busy with other things), or ask for more memory at
+/// once (MiB): the longest frame has 64 MiB.
+const LIMITS: [&str; 3] = ["-timeout=120", "-malloc_limit_mb=128", "-rss_limit_mb=2048"];
 
 /// Why fuzzing did not come to a good end.
 #[derive(Debug, thiserror::Error)]
