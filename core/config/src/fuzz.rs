@@ -56,6 +56,7 @@ mod tests {
             ("two-hosts", plain.into_bytes()),
             ("small", small.into()),
             ("wrong", wrong.into()),
+            ("control", "name\u{9b}31m = \"\u{9b}2J\u{1b}[31m\"".into()),
             ("syntax", b"a = { b = [1, 2\n[[c]\nd = 1979-05-27T07:32:00Z".to_vec()),
         ];
         replay("config", &seeds, config);
