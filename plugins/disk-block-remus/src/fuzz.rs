@@ -132,9 +132,9 @@ fn expected(rest: &[u8], committed: Epoch) -> Vec<u8> {
                     break;
                 }
                 if open == Epoch::COPY {
-                    carry_out(&payload, &mut image)
+                    carry_out(&payload, &mut image);
                 } else {
-                    staged.push((epoch, payload))
+                    staged.push((epoch, payload));
                 }
             }
             kind::COPIED if open == Epoch::COPY && !copied => copied = true,
