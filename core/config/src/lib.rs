@@ -30,6 +30,9 @@
 
 mod document;
 mod file;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod plugin;
 mod report;
 

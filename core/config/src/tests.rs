@@ -318,6 +318,9 @@ fn hostile_text_is_refused_with_its_place() {
         "name = \"\\u001b[31m\"\n\"\\u001b[31m\" = 1\nx = '\u{1b}[31m'\n[arbiter]\nplugin = \"\\u001b\"\n",
     );
     assert!(!said.contains('\u{1b}'), "{said:?}");
+    // One character that begins a control sequence as ESC [ does.
+    let said = report("name\u{9b}2J = 1\nname = \"\u{9b}31m\"\nx\u{85} = 1\n");
+    assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
     let said = report("name = 'ő'\r\nx = 1\r\n");
     assert!(said.contains("web.toml:2:1\n"), "{said}");
 }

@@ -27,6 +27,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
 
+#[cfg(any(test, fuzzing))]
+#[path = "admin_fuzz.rs"]
+pub(crate) mod fuzz;
+
 /// Name of the socket in the state directory.
 pub(crate) const SOCKET: &str = "admin.sock";
 /// Longest request and longest answer, in bytes.

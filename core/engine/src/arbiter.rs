@@ -133,8 +133,8 @@ impl Record {
     /// Settles the session that a crash left open, if there is one: either this side owns the guest now, for ever,
     /// or the answer is an error.
     pub(crate) fn settle(&mut self, arbiter: &mut dyn Arbiter) -> Result<(), RecordError> {
-        let text = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
+        let text = match fs::read(&self.path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(source) => return Err(RecordError::Io { path: self.path.clone(), source }),
         };
@@ -171,9 +171,10 @@ impl Record {
     }
 }
 
-fn parse(hex: &str) -> Option<SessionId> {
+pub(crate) fn parse(hex: &str) -> Option<SessionId> {
     let mut id = [0; 16];
-    if hex.len() != 32 || !hex.is_ascii() {
+    // A number may have a sign, an id has none.
+    if hex.len() != 32 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, digits) in id.iter_mut().zip(hex.as_bytes().chunks(2)) {
@@ -209,7 +210,9 @@ mod tests {
         assert!(matches!(record.settle(&mut Says(Verdict::Undecided)), Err(RecordError::Undecided { .. })));
         record.settle(&mut Says(Verdict::Won)).unwrap();
         record.settle(&mut Says(Verdict::Lost)).expect("settled for good");
-        fs::write(dir.path().join("session"), "nonsense").unwrap();
-        assert!(matches!(record.settle(&mut Says(Verdict::Won)), Err(RecordError::Damaged { .. })));
+        for nonsense in [&b"nonsense"[..], b"+5+5+5+5+5+5+5+5+5+5+5+5+5+5+5+5", &[0xff; 32]] {
+            fs::write(dir.path().join("session"), nonsense).unwrap();
+            assert!(matches!(record.settle(&mut Says(Verdict::Won)), Err(RecordError::Damaged { .. })));
+        }
     }
 }

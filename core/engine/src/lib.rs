@@ -14,6 +14,9 @@
 mod arbiter;
 mod control;
 mod door;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod link;
 mod memory;
 mod parts;

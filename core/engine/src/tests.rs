@@ -7,7 +7,7 @@ use crate::sender;
 use crate::staging::Staging;
 use crate::wire::{FrameRx, FrameTx};
 use aventine_api::*;
-use aventine_protocol::{FrameKind, HEADER_LEN};
+use aventine_protocol::{CheckpointEnd, FrameKind, HEADER_LEN, PayloadHash};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -233,7 +233,55 @@ fn a_checkpoint_with_anything_missing_or_foreign_is_refused() {
     assert!(matches!(receive(renumbered(swapped), &[8, 8]).2, ReceiveError::Epoch { .. }));
     let mut twice = all.clone();
     twice.insert(1, all[0].clone());
-    assert!(matches!(receive(renumbered(twice), &[8, 8]).2, ReceiveError::Incomplete(Epoch(1))));
+    assert!(matches!(receive(renumbered(twice.clone()), &[80, 80]).2, ReceiveError::Incomplete(Epoch(1))));
+    assert!(matches!(receive(renumbered(twice), &[8, 8]).2, ReceiveError::Excess(Epoch(1))));
+}
+
+/// A primary that never ends a checkpoint must not fill the standby's memory.
+#[test]
+fn a_checkpoint_is_no_larger_than_the_guest() {
+    let page = [&3_u64.to_le_bytes()[..], &(PAGE_SIZE as u64).to_le_bytes(), &[7; PAGE_SIZE]].concat();
+    let refused = |kind: FrameKind, payload: &[u8], times: usize| {
+        let (tx, rx) = channel();
+        let mut frames = frame_tx(tx);
+        for _ in 0..times {
+            frames.send(kind, 0, Epoch(1), &[payload]).unwrap();
+        }
+        drop(frames);
+        matches!(receive(rx, &[8, 8]).2, ReceiveError::Excess(Epoch(1)))
+    };
+    assert!(!refused(FrameKind::Pages, &page, 16));
+    assert!(refused(FrameKind::Pages, &page, 17));
+    assert!(refused(FrameKind::Pages, b"", 1), "batches of nothing have no end either");
+    assert!(!refused(FrameKind::State, b"state", 1));
+    assert!(refused(FrameKind::State, b"state", 2));
+}
+
+/// Checkpoints without a page wait for room as well, when a disk's part of them never comes.
+#[test]
+fn device_states_count_as_staging_memory() {
+    const STATE: usize = 1 << 20;
+    let (tx, rx) = channel();
+    let mut frames = frame_tx(tx);
+    for epoch in 1..=8 {
+        let header = frames.send(FrameKind::State, 0, Epoch(epoch), &[&[7; STATE]]).unwrap();
+        let digest = PayloadHash::of(&[&header.payload_hash.to_le_bytes()]);
+        let end = CheckpointEnd { armed: true, frames: 1, pages: 0, state_len: STATE as u32, digest };
+        frames.send(FrameKind::CheckpointEnd, 0, Epoch(epoch), &[&end.encode()]).unwrap();
+    }
+    drop(frames);
+    let mut memory = Memory::new(&[8, 8]);
+    let image = Mutex::new(Image { memory: memory.view(), codec: plain() });
+    let buffers = Buffers::new(1 << 30);
+    let whole = Mutex::new(Vec::new());
+    let rx = FrameRx::new(Box::new(PipeRx(rx, Vec::new())));
+    receiver::run(rx, &image, &buffers, |c| whole.lock().unwrap().push(c), |_| ()).unwrap_err();
+    assert!(buffers.in_use() > 8 * STATE as u64);
+    for mut checkpoint in whole.into_inner().unwrap() {
+        checkpoint.state = Vec::new();
+        buffers.recycle(checkpoint);
+    }
+    assert_eq!(buffers.in_use(), 0);
 }
 
 #[test]

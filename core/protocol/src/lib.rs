@@ -15,6 +15,9 @@
 #![forbid(unsafe_code)]
 
 mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod message;
 mod primary;
 mod standby;

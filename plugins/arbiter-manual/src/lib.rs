@@ -20,6 +20,9 @@
 #![forbid(unsafe_code)]
 
 mod decision;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 
 use aventine_api::{
     Arbiter, ConfigError, Context, ErrorCode, Factory, PluginEntry, PluginError, SessionId, Side, Verdict,

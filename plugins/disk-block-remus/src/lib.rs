@@ -24,6 +24,9 @@
 mod config;
 mod copy;
 mod device;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod marker;
 mod outbox;
@@ -270,7 +273,7 @@ impl Disk for BlockRemus {
         let staging = self.staging.insert(Arc::new(staging));
         let reading = Arc::clone(staging);
         // Not kept: it may wait in the channel, and ends with it.
-        self.spawn("receive", move || reading.run(rx))?;
+        self.spawn("receive", move || reading.run(rx.as_mut()))?;
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 
-/// What a kept record takes in memory beside its payload.
+/// What a kept record takes in memory beside its payload, and an epoch beside its records.
 const RECORD_COST: usize = 64;
 
 /// Why the primary cannot be followed any more.
@@ -200,7 +200,7 @@ impl Staging {
     }
 
     /// The reading thread: until the channel ends, something does not make sense, or it is stopped.
-    pub(crate) fn run(&self, mut rx: Box<dyn RecordRx>) {
+    pub(crate) fn run(&self, rx: &mut dyn RecordRx) {
         let mut tally = Tally::default();
         let error = loop {
             if !self.wait_for_room() {
@@ -250,7 +250,7 @@ impl Staging {
                 lock(&self.state).copied = true;
                 Ok(())
             }
-            kind::BARRIER if copied && epoch >= open.max(Epoch::FIRST) => {
+            kind::BARRIER if copied && epoch == open.max(Epoch::FIRST) => {
                 let (sent, got) = (Summary::parse(&payload)?, tally.finish());
                 if sent != got {
                     return Err(RecordError::Summary { epoch, sent, got }.into());
@@ -290,7 +290,11 @@ impl Staging {
         if state.stopped {
             return;
         }
-        let records = Arc::new(std::mem::take(&mut state.open));
+        let mut records = std::mem::take(&mut state.open);
+        // Epochs without a write take room as well.
+        records.bytes += RECORD_COST;
+        state.bytes += RECORD_COST;
+        let records = Arc::new(records);
         state.epochs.push_back((epoch, records));
         state.staged = epoch;
         drop(state);

@@ -37,6 +37,9 @@
 //! Needs an x86-64 host with Linux 6.7 or later.
 
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod inject;
 mod inspect;
 mod launch;

@@ -18,6 +18,9 @@
 //! non-blocking system calls at most.
 
 mod buffer;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod port;
 mod pump;
 mod settings;

@@ -42,6 +42,9 @@ mod conn;
 mod dial;
 mod door;
 mod fault;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod hall;
 mod link;
 mod own;

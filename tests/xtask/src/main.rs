@@ -4,15 +4,18 @@
 //! cargo xtask demo [options of `aventine demo`]
 //! cargo xtask test [options of the test runner]
 //! cargo xtask soak [options of `aventine-soak`]
+//! cargo xtask fuzz [--seconds N] [TARGET…]
 //! ```
 #![forbid(unsafe_code)]
 
 mod cpio;
+mod fuzz;
 mod guest;
 mod kernel;
 mod machine;
 mod run;
 
+use fuzz::FuzzError;
 use guest::GuestError;
 use machine::MachineError;
 use run::RunError;
@@ -29,7 +32,8 @@ Commands:
   demo   install what is missing, build, make the guest and run `aventine demo` with the OPTIONS
   test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS
   soak   install what is missing, build, make the guest and have it survive random faults: --minutes N or --rounds N,
-         --faults kill,cut,…, --seed N, --report FILE; `cargo xtask soak --help` tells all";
+         --faults kill,cut,…, --seed N, --report FILE; `cargo xtask soak --help` tells all
+  fuzz   install what is missing, build, and run all fuzz targets or the TARGETs named, 10 seconds each or --seconds N";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +44,8 @@ enum Error {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Guest(#[from] GuestError),
+    #[error(transparent)]
+    Fuzz(#[from] FuzzError),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error("Cannot start {program}")]
@@ -54,6 +60,7 @@ fn main() -> ExitCode {
         Some("demo") => demo(&rest),
         Some("test") => test(&rest),
         Some("soak") => soak(&rest),
+        Some("fuzz") => fuzz::fuzz(&rest).map_err(Error::from),
         Some("help" | "-h" | "--help") => {
             println!("{USAGE}");
             Ok(())
