@@ -12,9 +12,11 @@
 //!   ◄───────────────────────────────── EndAck
 //!   Yield ─────────────────────────────────►  takes over
 //!   ◄─────────────────────────── Failed(reason): the standby has disarmed itself
+//!   ◄─ Diverged(pages), then Failed(reason): because an audit found these pages to differ
 //! ```
 
 use crate::EndReason;
+use crate::audit::AUDIT_NAMED;
 use aventine_api::SessionId;
 
 /// What a primary says first.
@@ -26,7 +28,7 @@ pub struct Hello {
     pub signature: Vec<(String, String)>,
 }
 
-/// A message on `control`. The epoch of an acknowledgement stands in the frame's header.
+/// A message on `control`. The epoch that a message speaks of stands in the frame's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Primary: the first message of a session.
@@ -49,6 +51,13 @@ pub enum Message {
     Yield,
     /// Standby: cannot go on, has disarmed itself and will never promote in this session.
     Failed(String),
+    /// Standby: guest pages differ from the primary's at the frame's epoch. [`Message::Failed`] follows.
+    Diverged {
+        /// How many were found.
+        total: u64,
+        /// The numbers of the first of them, at most [`AUDIT_NAMED`].
+        pages: Vec<u64>,
+    },
 }
 
 /// What closes the stream of a checkpoint on `pages`.
@@ -56,7 +65,7 @@ pub enum Message {
 pub struct CheckpointEnd {
     /// Whether all output since the checkpoint before was held: only then may the standby promote from this one.
     pub armed: bool,
-    /// Frames of pages in the checkpoint.
+    /// Frames in the checkpoint before this one.
     pub frames: u32,
     /// Pages in them.
     pub pages: u64,
@@ -93,6 +102,12 @@ impl Message {
                     put_text(&mut out, text);
                 }
             },
+            Message::Diverged { total, pages } => {
+                let named = &pages[..pages.len().min(AUDIT_NAMED)];
+                out.extend(total.to_le_bytes());
+                out.push(named.len() as u8);
+                named.iter().for_each(|page| out.extend(page.to_le_bytes()));
+            }
             _ => {}
         }
         out
@@ -122,6 +137,14 @@ impl Message {
             8 => Message::EndAck,
             9 => Message::Yield,
             10 => Message::Failed(r.text()?),
+            11 => {
+                let (total, named) = (r.u64()?, usize::from(r.byte()?));
+                if named > AUDIT_NAMED {
+                    return Err(MessageError);
+                }
+                let pages = (0..named).map(|_| r.u64()).collect::<Result<_, _>>()?;
+                Message::Diverged { total, pages }
+            }
             _ => return Err(MessageError),
         };
         if r.0.is_empty() { Ok(message) } else { Err(MessageError) }
@@ -139,6 +162,7 @@ impl Message {
             Message::EndAck => 8,
             Message::Yield => 9,
             Message::Failed(_) => 10,
+            Message::Diverged { .. } => 11,
         }
     }
 }
@@ -255,6 +279,7 @@ mod tests {
             Message::EndAck,
             Message::Yield,
             Message::Failed("full".into()),
+            Message::Diverged { total: 1000, pages: vec![0, u64::MAX] },
         ] {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
