@@ -15,6 +15,7 @@ mod operate;
 mod rejoin;
 mod steer;
 
+use crate::audit::Auditor;
 use crate::control::{Command, Inbox, Quantiles};
 use crate::link::{self, Dialer, PrimaryLink, Terms};
 use crate::memory::GuestMemory;
@@ -87,6 +88,8 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
     // SAFETY: `memory` and `parts.guest` live in the same `Loop`, whose fields drop in order: memory first.
     let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
     let pages = memory.pages();
+    // SAFETY: the same holds for what the audit's thread uses: it ends when the loop's first field is dropped.
+    let audit = config.audit.map(|n| Auditor::start(unsafe { GuestMemory::of(parts.guest.as_ref()) }, n));
     let verdicts = to_loop.clone();
     let answer = move |session, v| drop(verdicts.send(Event::Verdict(session, v)));
     let make_codec = || maker.codec();
@@ -118,6 +121,7 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
         make_codec: &make_codec,
         to_loop: &to_loop,
         events: &events,
+        audit,
         memory,
         parts,
     };
@@ -204,6 +208,7 @@ struct FloorRun {
 
 /// Everything the epoch loop owns.
 struct Loop<'a> {
+    audit: Option<Auditor>,
     memory: GuestMemory,
     parts: Parts,
     machine: Primary,
@@ -311,7 +316,11 @@ impl Loop<'_> {
         let scan_time = scan.elapsed();
         let copy = Instant::now();
         let pages = match found {
-            Ok(()) => self.pipe.staging.capture(epoch, &self.pipe.dirty, &self.memory)?,
+            Ok(()) => {
+                let audited = self.audit.as_mut().and_then(|a| a.seal(epoch));
+                audited.into_iter().for_each(|sealed| self.pipe.staging.audit(sealed));
+                self.pipe.staging.capture(epoch, &self.pipe.dirty, &self.memory)?
+            }
             Err(failure) => return Err(failure.into()),
         };
         let copy_time = copy.elapsed();
@@ -330,6 +339,7 @@ impl Loop<'_> {
         if self.pipe.staging.finish(epoch, armed, state).is_err() {
             return self.step(PrimaryEvent::LinkLost);
         }
+        self.audit.iter_mut().for_each(|a| a.begin(epoch));
         self.floor.iter_mut().for_each(|f| f.due = true);
         self.last =
             EpochStats { pause, dirty_pages: pages, in_flight: self.machine.in_flight(), ..self.last };

@@ -8,6 +8,7 @@
 //! epoch verbs; beside it the receiver ([`crate::receiver`]), the control channel's reader, the heartbeat, the
 //! arbiter's thread and the disks' own.
 
+use crate::audit::{self, Checker, Divergence};
 use crate::control::{Command, Inbox};
 use crate::link::{Heartbeat, STEP, spawn_control_reader};
 use crate::memory::GuestMemory;
@@ -44,6 +45,18 @@ enum Event {
     ReceiverEnded(ReceiveError),
     Plugin(Report),
     Verdict(Verdict),
+}
+
+/// Why an epoch could not be applied, or must not be used.
+enum ApplyError {
+    Plugin(PluginFailure),
+    Diverged(Divergence),
+}
+
+impl From<PluginFailure> for ApplyError {
+    fn from(failure: PluginFailure) -> ApplyError {
+        ApplyError::Plugin(failure)
+    }
 }
 
 /// How a session ended.
@@ -114,6 +127,8 @@ struct Session {
     arbiter: arbiter::Claimant,
     image: Arc<Mutex<Image>>,
     buffers: Arc<Buffers>,
+    /// Compares the image with the primary's memory, if that is configured.
+    audit: Option<Checker>,
     /// Staged and not applied, in order.
     checkpoints: VecDeque<Checkpoint>,
     /// Device state of the last applied epoch.
@@ -175,9 +190,12 @@ impl Session {
         let (codec, arbiter) = (maker.codec()?, claimant(maker, to_loop.clone())?);
         // SAFETY: the session and its receiver's thread, which use it, end before the parts are dropped.
         let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
+        let audit_limit = config.audit.map_or(0, |every| audit::slice_pages(memory.pages(), every));
+        let before = inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).status.audit.clone();
+        let audit = config.audit.map(|every| Checker::new(every, memory.pages(), before));
         let image = Arc::new(Mutex::new(Image { memory, codec }));
         let buffers = Buffers::new(config.staging);
-        let receiver = spawn_receiver(pages, &image, &buffers, to_loop);
+        let receiver = spawn_receiver(pages, &image, &buffers, audit_limit, to_loop);
         let session = Session {
             machine: Standby::new(parts.disks.len()),
             silence: Silence::new(heard, config.heartbeat, config.detection, Instant::now()),
@@ -190,6 +208,7 @@ impl Session {
             heartbeat: Some(heartbeat),
             image,
             buffers,
+            audit,
             checkpoints: VecDeque::new(),
             state: Vec::new(),
             channel_lost: None,
@@ -339,11 +358,14 @@ impl Session {
                     self.send(epoch, &Message::Acknowledge);
                 }
             }
-            StandbyAction::Apply(epoch) => {
-                if let Err(failure) = self.apply(epoch, parts) {
-                    return self.fail(&failure, parts);
+            StandbyAction::Apply(epoch) => match self.apply(epoch, parts) {
+                Ok(()) => {}
+                Err(ApplyError::Plugin(failure)) => return self.fail(&failure, parts),
+                Err(ApplyError::Diverged(found)) => {
+                    self.send(found.epoch, &Message::Diverged { total: found.total, pages: found.pages() });
+                    return self.step(StandbyEvent::Failed(found.to_string()), parts);
                 }
-            }
+            },
             StandbyAction::SendEndAck => self.send(self.machine.committed(), &Message::EndAck),
             StandbyAction::SendFailed(why) => {
                 warn!(why, "the standby cannot go on");
@@ -364,9 +386,9 @@ impl Session {
         self.step(StandbyEvent::Failed(why), parts)
     }
 
-    /// Brings a committed epoch into memory and the disks. A failure leaves a half applied image, and the machine
+    /// Brings a committed epoch into memory and the disks, and compares what the audit has of it. A failure leaves a half applied image, and the machine
     /// then never promotes it.
-    fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), PluginFailure> {
+    fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), ApplyError> {
         if self.failure.is_some() {
             return Ok(());
         }
@@ -379,6 +401,11 @@ impl Session {
                     .iter()
                     .try_for_each(|p| image.decode(p))
                     .during("codec", "applying an epoch")?;
+                if let Some(audit) = &mut self.audit {
+                    audit
+                        .check(checkpoint.epoch, &checkpoint.audit, &image.memory)
+                        .map_err(ApplyError::Diverged)?;
+                }
             }
             self.state = std::mem::take(&mut checkpoint.state);
             self.buffers.recycle(checkpoint);
@@ -426,6 +453,7 @@ impl Session {
         status.peer = self.link.peer();
         status.committed = self.machine.committed().0;
         status.guest_pid = parts.guest.process();
+        status.audit = self.audit.as_ref().map(Checker::status);
         status.activation_us = self.activation.map_or(0, |t| t.as_micros() as u64);
     }
 }
@@ -496,6 +524,7 @@ fn spawn_receiver(
     rx: FrameRx,
     image: &Arc<Mutex<Image>>,
     buffers: &Arc<Buffers>,
+    audit_limit: u64,
     to_loop: Sender<Event>,
 ) -> JoinHandle<()> {
     let (image, buffers) = (Arc::clone(image), Arc::clone(buffers));
@@ -503,7 +532,7 @@ fn spawn_receiver(
         // A loop that has ended needs no more news.
         let staged = |c| drop(to_loop.send(Event::Checkpoint(c)));
         let copied = |bytes| drop(to_loop.send(Event::Copied(bytes)));
-        if let Err(error) = receiver::run(rx, &image, &buffers, staged, copied) {
+        if let Err(error) = receiver::run(rx, &image, &buffers, audit_limit, staged, copied) {
             let _ = to_loop.send(Event::ReceiverEnded(error));
         }
     })

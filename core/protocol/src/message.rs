@@ -77,7 +77,7 @@ pub struct CheckpointEnd {
 
 /// Why the payload of a message was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("A control message does not make sense")]
+#[error("A message of the other side does not make sense")]
 pub struct MessageError;
 
 impl Message {

@@ -39,6 +39,7 @@ fn parts(test: &str) -> Parts {
         detection: "1s".into(),
         peer: STANDBY_ADDRESS.into(),
         tls: false,
+        audit: None,
     }
 }
 

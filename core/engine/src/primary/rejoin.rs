@@ -72,6 +72,8 @@ impl Loop<'_> {
         );
         self.parts.guest.dirty(&mut self.pipe.dirty).during("guest", "finding dirty pages")?;
         self.known.merge(&self.pipe.dirty);
+        // The reason may be that a write was missed: all that is in use is copied, whatever is known.
+        self.memory.used(&mut self.known);
         if let Some(copy) = &mut pipe.copy {
             copy.todo.merge(&self.known);
             copy.pages_known = self.known.count();

@@ -4,12 +4,13 @@ use super::operate::state_name;
 use super::rejoin::FIRST_DELAY;
 use super::{AfterAlone, Event, Loop};
 use crate::ProtectError;
+use crate::audit::Divergence;
 use crate::parts::{During, PluginFailure, Report};
 use aventine_api::{Disengage, Epoch, ErrorCode, GuestEvent};
 use aventine_protocol::{EndReason, Message, PrimaryAction, PrimaryEvent, PrimaryState};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 impl Loop<'_> {
     /// Turns what happened into an event of the machine.
@@ -29,6 +30,12 @@ impl Loop<'_> {
             Event::Message(_, _, Message::Failed(why)) => {
                 self.detail(format!("the standby failed: {why}"));
                 self.step(PrimaryEvent::StandbyRenounced)
+            }
+            Event::Message(_, epoch, Message::Diverged { total, pages }) if self.audit.is_some() => {
+                let found = Divergence::new(epoch, total, &pages, &self.memory);
+                error!("{found}");
+                self.audit.iter_mut().for_each(|a| a.diverged(&found));
+                Ok(())
             }
             Event::Message(_, _, other) => {
                 self.detail(format!("the standby sent {other:?}, which has no place here"));
@@ -164,6 +171,7 @@ impl Loop<'_> {
     }
 
     pub(super) fn acknowledged(&mut self, epoch: Epoch) {
+        self.audit.iter_mut().for_each(|a| a.acknowledged(epoch));
         while self.pipe.pending.front().is_some_and(|p| p.epoch <= epoch) {
             let Some(mut done) = self.pipe.pending.pop_front() else { break };
             let commit = done.sealed_at.elapsed();
