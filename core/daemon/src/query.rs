@@ -211,9 +211,9 @@ mod tests {
                frames held      0 bytes\n  \
                frames lost      0\n  \
                audit            5000 pages compared, 2 passes, every 100 epochs\n  \
-                 last pass      ended in epoch 9, took 4 epochs, 2.5 s\n  \
-                 hashing        0.75 % of a processor\n  \
-                 differences    0 pages\n  \
+               \x20 last pass      ended in epoch 9, took 4 epochs, 2.5 s\n  \
+               \x20 hashing        0.75 % of a processor\n  \
+               \x20 differences    0 pages\n  \
                state directory  /run/x"
         );
     }

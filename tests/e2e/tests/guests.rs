@@ -1,6 +1,9 @@
 //! Real guests on two hosts made of network namespaces. Each test makes its own; `cargo xtask test` says where the
 //! program and the guest are.
 
+#[path = "guests/audit.rs"]
+mod audit;
+
 use aventine_demo::checker::{self, Load, Outcome};
 use aventine_demo::lab::{Lab, Pair, Parts, STANDBY_ADDRESS, STARTUP, TAKEOVER};
 use aventine_demo::network::{Cut, GUEST};
