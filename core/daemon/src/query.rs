@@ -7,7 +7,7 @@ use crate::output::{print, tell, tell_error};
 use crate::place::{self, PlaceError};
 use crate::progress::{mib, millis};
 use crate::run::load;
-use aventine_engine::{Quantiles, Status};
+use aventine_engine::{AuditStatus, Quantiles, Status};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -146,12 +146,29 @@ fn as_text(status: &Status, dir: &Path) -> String {
         row("frames held", format!("{} bytes", status.held_bytes));
         row("frames lost", status.dropped_frames.to_string());
     }
+    for (name, value) in status.audit.iter().flat_map(audit) {
+        row(name, value);
+    }
     if status.activation_us > 0 {
         row("activation took", millis(status.activation_us));
     }
     row("state directory", dir.display().to_string());
     let lines: Vec<_> = rows.iter().map(|(name, value)| format!("  {name:<16} {value}")).collect();
     format!("{}, {}: {}\n{}", status.guest, status.side, status.state, lines.join("\n"))
+}
+
+/// What there is to say about an audit; empty where there is nothing yet.
+fn audit(audit: &AuditStatus) -> [(&'static str, String); 5] {
+    let AuditStatus { every, pages, passes, last_pass_epoch, last_pass_epochs, .. } = audit;
+    let seconds = audit.last_pass_ms as f64 / 1000.0;
+    let last = format!("ended in epoch {last_pass_epoch}, took {last_pass_epochs} epochs, {seconds:.1} s");
+    [
+        ("audit", format!("{pages} pages compared, {passes} passes, every {every} epochs")),
+        ("  last pass", if *passes > 0 { last } else { String::new() }),
+        ("  hashing", format!("{:.2} % of a processor", audit.hashing_percent)),
+        ("  differences", format!("{} pages", audit.mismatches)),
+        ("  the last", audit.last_mismatch.clone()),
+    ]
 }
 
 /// Empty when there were no samples.
@@ -177,6 +194,16 @@ mod tests {
             committed: 11,
             sealed: 12,
             pause_us,
+            audit: Some(AuditStatus {
+                every: 100,
+                pages: 5000,
+                passes: 2,
+                last_pass_epoch: 9,
+                last_pass_epochs: 4,
+                last_pass_ms: 2500,
+                hashing_percent: 0.75,
+                ..AuditStatus::default()
+            }),
             ..Status::default()
         };
         let text = as_text(&status, Path::new("/run/x"));
@@ -189,6 +216,10 @@ mod tests {
                sent             0.0 MiB\n  \
                frames held      0 bytes\n  \
                frames lost      0\n  \
+               audit            5000 pages compared, 2 passes, every 100 epochs\n  \
+               \x20 last pass      ended in epoch 9, took 4 epochs, 2.5 s\n  \
+               \x20 hashing        0.75 % of a processor\n  \
+               \x20 differences    0 pages\n  \
                state directory  /run/x"
         );
     }

@@ -85,6 +85,8 @@ pub struct Parts {
     pub proxy: Option<String>,
     /// Whether the hosts' link is encrypted, with keys from `aventine keys`.
     pub tls: bool,
+    /// Within how many epochs the audit compares all of guest memory, if there is one.
+    pub audit: Option<u32>,
 }
 
 /// The hosts' network and directories.
@@ -231,10 +233,12 @@ impl Lab {
             true => r#"tls = { ca = "ca.pem", cert = "node.pem", key = "node.key" }"#,
             false => "unsafe_plaintext = true",
         };
+        let audit = self.parts.audit.map(|n| format!("audit = {{ every = {n} }}")).unwrap_or_default();
         format!(
             r#"name = "demo"
 heartbeat = "20ms"
 detection = {detection}
+{audit}
 
 [guest]
 plugin = "qemu"

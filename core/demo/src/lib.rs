@@ -97,6 +97,7 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
         detection: "200ms".into(),
         proxy: None,
         tls: false,
+        audit: None,
     })?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut rounds = Vec::new();

@@ -43,6 +43,30 @@ pub struct Quantiles {
     pub max: u64,
 }
 
+/// What the audit has found so far, over all sessions; standby: what this side compared, primary: what the standby has
+/// answered for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// Within how many epochs every page shall be compared.
+    pub every: u64,
+    /// Guest pages compared, each as often as it was.
+    pub pages: u64,
+    /// Complete passes over all of guest memory.
+    pub passes: u64,
+    /// The epoch in which the last complete pass ended.
+    pub last_pass_epoch: u64,
+    /// How many epochs it took.
+    pub last_pass_epochs: u64,
+    /// How long it took, in milliseconds.
+    pub last_pass_ms: u64,
+    /// Processor time spent on hashing since the session's first checkpoint, in percent of one processor.
+    pub hashing_percent: f64,
+    /// Guest pages that were found to differ.
+    pub mismatches: u64,
+    /// The last time that any did: which, and in which epoch.
+    pub last_mismatch: String,
+}
+
 /// A snapshot of a running engine; what `aventine status --json` prints.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
@@ -85,6 +109,8 @@ pub struct Status {
     pub dropped_frames: u64,
     /// After a takeover: microseconds from the decision to take over to the running guest.
     pub activation_us: u64,
+    /// The audit, if there is one and a session has begun.
+    pub audit: Option<AuditStatus>,
 }
 
 /// The program's handle to an engine.

@@ -67,7 +67,7 @@ impl<'a> Script<'a> {
         self.sequence += 1;
         self.wire.extend(header.encode());
         self.wire.extend(payload);
-        if self.epoch != Epoch::COPY.0 && matches!(kind, FrameKind::Pages | FrameKind::State) {
+        if self.epoch != Epoch::COPY.0 && matches!(kind, FrameKind::Pages | FrameKind::State | FrameKind::Audit) {
             self.end.frames += 1;
             self.hashes.extend(header.payload_hash.to_le_bytes());
         }
@@ -75,7 +75,7 @@ impl<'a> Script<'a> {
 
     /// Carries out the next step.
     fn step(&mut self, codec: &mut dyn Codec) {
-        match self.byte() % 9 {
+        match self.byte() % 10 {
             0 => self.pages(codec),
             1 => {
                 let payload = self.bytes();
@@ -112,11 +112,15 @@ impl<'a> Script<'a> {
                     *byte ^= value;
                 }
             }
-            _ => {
+            8 => {
                 self.epoch = match self.byte() {
                     0xff => u64::MAX,
                     step => self.epoch.wrapping_add(u64::from(step)),
                 }
+            }
+            _ => {
+                let record = self.bytes();
+                self.frame(FrameKind::Audit, &record[..record.len().min(FrameKind::Audit.limit())]);
             }
         }
     }
@@ -157,7 +161,7 @@ pub fn receiver(data: &[u8], codec: fn() -> Box<dyn Codec>) {
         region
     });
     // SAFETY: `memory` outlives the image and is not touched meanwhile.
-    let memory = unsafe { GuestMemory::from_regions(regions.collect()) };
+    let memory = unsafe { GuestMemory::from_regions(regions.collect(), &[None; REGIONS.len()]) };
     let image = Mutex::new(Image { memory, codec: codec() });
     let buffers = Buffers::new(1 << 20);
     let committed = RefCell::new(Epoch::COPY);
@@ -175,7 +179,7 @@ pub fn receiver(data: &[u8], codec: fn() -> Box<dyn Codec>) {
         buffers.recycle(checkpoint);
     };
     // However it ends, it ends.
-    let _ = receiver::run(stream(script.wire), &image, &buffers, whole, |_| ());
+    let _ = receiver::run(stream(script.wire), &image, &buffers, PAGES as u64, whole, |_| ());
 }
 
 /// The `control` channel: frames with right checksums around the messages that the bytes hold, each after two bytes of
@@ -255,14 +259,26 @@ mod tests {
 
     #[test]
     fn messages_come_out_as_they_were_sent() {
-        let hello = Hello { session: SessionId([3; 16]), signature: vec![("codec".into(), "raw".into())], base: None };
+        let hello = Hello {
+            session: SessionId([3; 16]),
+            signature: vec![("codec".into(), "raw".into())],
+            base: None,
+        };
         let said = |messages: &[Message]| {
             let framed = |m: &Message| [&(m.encode().len() as u16).to_le_bytes()[..], &m.encode()].concat();
             messages.iter().flat_map(framed).collect::<Vec<_>>()
         };
         let seeds = [
             ("primary", said(&[Message::Hello(hello), Message::Heartbeat, Message::Yield])),
-            ("standby", said(&[Message::Accept { base: true }, Message::Ready, Message::Acknowledge, Message::EndAck])),
+            (
+                "standby",
+                said(&[
+                    Message::Accept { base: true },
+                    Message::Ready,
+                    Message::Acknowledge,
+                    Message::EndAck,
+                ]),
+            ),
         ];
         replay("control", &seeds, control);
     }

@@ -10,8 +10,10 @@
 //! | bulk | sender: encode, send | receiver: receive, check, stage |
 //! | control | reader, heartbeat | reader, heartbeat |
 //! | arbiter | claims | claims |
+//! | audit | hashes guest memory, if it is configured | (the loop compares) |
 
 mod arbiter;
+mod audit;
 mod control;
 mod door;
 #[cfg(any(test, fuzzing))]
@@ -38,7 +40,7 @@ use aventine_config::Config;
 use std::path::Path;
 
 pub use arbiter::RecordError;
-pub use control::{Command, Control, Inbox, Quantiles, Status, command_channel};
+pub use control::{AuditStatus, Command, Control, Inbox, Quantiles, Status, command_channel};
 pub use link::HandshakeError;
 pub use parts::PluginFailure;
 

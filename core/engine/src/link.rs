@@ -334,11 +334,11 @@ impl Inbox {
         end
     }
 
-    /// Begins a phase before or between sessions: nothing of an earlier one is shown any more.
+    /// Begins a phase before or between sessions: nothing of an earlier one is shown any more, but what audits found.
     pub(crate) fn say(&self, state: &str, detail: &str) {
         let mut measured = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Status { guest, side, .. } = std::mem::take(&mut measured.status);
+        let Status { guest, side, audit, .. } = std::mem::take(&mut measured.status);
         let (state, detail) = (state.to_owned(), detail.to_owned());
-        measured.status = Status { guest, side, state, detail, ..Status::default() };
+        measured.status = Status { guest, side, state, detail, audit, ..Status::default() };
     }
 }

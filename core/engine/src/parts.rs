@@ -197,6 +197,7 @@ impl Parts {
             ("name".to_owned(), config.name.clone()),
             ("heartbeat".to_owned(), format!("{:?}", config.heartbeat)),
             ("detection".to_owned(), format!("{:?}", config.detection)),
+            ("audit".to_owned(), config.audit.map_or("off".to_owned(), |n| format!("every {n} epochs"))),
             ("guest".to_owned(), plugin(&config.guest)),
             ("transport".to_owned(), plugin(&config.transport)),
             ("codec".to_owned(), plugin(&config.codec)),

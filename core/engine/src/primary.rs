@@ -19,6 +19,7 @@ mod steer;
 pub(crate) use start::{Tools, begin, go_on};
 
 use crate::arbiter::{Answer, Claimant, Record};
+use crate::audit::Auditor;
 use crate::control::{Inbox, Quantiles};
 use crate::link::{Dialer, PrimaryLink};
 use crate::memory::GuestMemory;
@@ -178,6 +179,7 @@ struct FloorRun {
 
 /// Everything the epoch loop owns.
 struct Loop<'a> {
+    audit: Option<Auditor>,
     memory: GuestMemory,
     parts: Parts,
     machine: Primary,
@@ -297,7 +299,11 @@ impl Loop<'_> {
         let scan_time = scan.elapsed();
         let copy = Instant::now();
         let pages = match found {
-            Ok(()) => self.pipe.staging.capture(epoch, &self.pipe.dirty, &self.memory)?,
+            Ok(()) => {
+                let audited = self.audit.as_mut().and_then(|a| a.seal(epoch));
+                audited.into_iter().for_each(|sealed| self.pipe.staging.audit(sealed));
+                self.pipe.staging.capture(epoch, &self.pipe.dirty, &self.memory)?
+            }
             Err(failure) => return Err(failure.into()),
         };
         let copy_time = copy.elapsed();
@@ -315,6 +321,7 @@ impl Loop<'_> {
         if self.pipe.staging.finish(epoch, armed, state).is_err() {
             return self.step(PrimaryEvent::LinkLost);
         }
+        self.audit.iter_mut().for_each(|a| a.begin(epoch));
         self.floor.iter_mut().for_each(|f| f.due = true);
         self.last =
             EpochStats { pause, dirty_pages: pages, in_flight: self.machine.in_flight(), ..self.last };

@@ -9,7 +9,7 @@
 use crate::memory::GuestMemory;
 use crate::wire::{FrameRx, WireError};
 use aventine_api::{Codec, Epoch, ErrorCode, PAGE_SIZE, PluginError};
-use aventine_protocol::{CheckpointEnd, FrameHeader, FrameKind, MessageError, PayloadHash};
+use aventine_protocol::{AuditRecord, CheckpointEnd, FrameHeader, FrameKind, MessageError, PayloadHash};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// What a checkpoint takes in staging memory beside its pages and its device state.
@@ -22,6 +22,8 @@ pub(crate) struct Checkpoint {
     pub(crate) epoch: Epoch,
     pub(crate) armed: bool,
     pub(crate) pages: Vec<Vec<u8>>,
+    /// Payloads of [`AuditRecord`]s, checked.
+    pub(crate) audit: Vec<Vec<u8>>,
     pub(crate) state: Vec<u8>,
     /// Bytes of staging memory that it takes.
     held: u64,
@@ -55,7 +57,19 @@ pub(crate) enum ReceiveError {
     /// The end of the checkpoint does not agree with what arrived.
     #[error("Epoch {0} is not what the primary sent: frames, pages or device state are missing or differ")]
     Incomplete(Epoch),
-    /// A damaged end of a checkpoint.
+    /// Hashes that the configuration asks nobody to send.
+    #[error(
+        "Epoch {epoch} holds hashes of {pages} pages, and this side's `audit` setting expects {limit} at most"
+    )]
+    Audit {
+        /// The epoch.
+        epoch: Epoch,
+        /// How many came.
+        pages: u64,
+        /// The most there can be.
+        limit: u64,
+    },
+    /// A damaged end of a checkpoint, or damaged hashes in it.
     #[error(transparent)]
     Message(#[from] MessageError),
 }
@@ -126,7 +140,7 @@ impl Buffers {
         state.whole -= 1;
         // What is kept for later is bounded like what is in use.
         let room = (self.limit >> 20).max(1) as usize;
-        state.free.extend(checkpoint.pages);
+        state.free.extend(checkpoint.pages.into_iter().chain(checkpoint.audit));
         state.free.truncate(room);
         self.changed.notify_all();
     }
@@ -152,6 +166,8 @@ struct Stage {
     epoch: Epoch,
     pages: Vec<Vec<u8>>,
     page_count: u64,
+    audit: Vec<Vec<u8>>,
+    audited_pages: u64,
     frames: u32,
     hashes: Vec<u8>,
     state: Option<Vec<u8>>,
@@ -160,8 +176,17 @@ struct Stage {
 
 impl Stage {
     fn new(epoch: Epoch) -> Stage {
-        let (pages, hashes) = (Vec::new(), Vec::new());
-        Stage { epoch, pages, page_count: 0, frames: 0, hashes, state: None, held: CHECKPOINT_COST }
+        Stage {
+            epoch,
+            pages: Vec::new(),
+            page_count: 0,
+            audit: Vec::new(),
+            audited_pages: 0,
+            frames: 0,
+            hashes: Vec::new(),
+            state: None,
+            held: CHECKPOINT_COST,
+        }
     }
 
     fn add(&mut self, header: &FrameHeader) -> Result<(), ReceiveError> {
@@ -206,16 +231,18 @@ impl Stage {
         if arrived != *end {
             return Err(ReceiveError::Incomplete(self.epoch));
         }
-        let Stage { epoch, pages, held, .. } = self;
-        Ok(Checkpoint { epoch, armed: end.armed, pages, state, held })
+        let Stage { epoch, pages, audit, held, .. } = self;
+        Ok(Checkpoint { epoch, armed: end.armed, pages, audit, state, held })
     }
 }
 
-/// Receives until the channel ends or something is wrong; gives each whole checkpoint to `staged`.
+/// Receives until the channel ends or something is wrong; gives each whole checkpoint to `staged`. A checkpoint may hold
+/// hashes of up to `audit_limit` pages.
 pub(crate) fn run(
     mut rx: FrameRx,
     image: &Mutex<Image>,
     buffers: &Buffers,
+    audit_limit: u64,
     staged: impl Fn(Checkpoint),
     copied: impl Fn(u64),
 ) -> Result<(), ReceiveError> {
@@ -238,6 +265,18 @@ pub(crate) fn run(
                 stage.add(&header)?;
                 buffers.staged(u64::from(header.length));
                 stage.add_pages(payload, pages, guest_pages)?;
+            }
+            FrameKind::Audit => {
+                let guest_pages = image.lock().unwrap_or_else(PoisonError::into_inner).memory.pages();
+                stage.audited_pages += AuditRecord::decode(&payload, guest_pages)?.pages();
+                if stage.audited_pages > audit_limit {
+                    let (epoch, pages) = (header.epoch, stage.audited_pages);
+                    return Err(ReceiveError::Audit { epoch, pages, limit: audit_limit });
+                }
+                stage.add(&header)?;
+                buffers.staged(u64::from(header.length));
+                stage.held += u64::from(header.length);
+                stage.audit.push(payload);
             }
             FrameKind::State => {
                 stage.add(&header)?;

@@ -10,6 +10,7 @@
 
 use crate::EngineError;
 use crate::arbiter::{Answer, Claimant, Record};
+use crate::audit::{self, Checker, Divergence};
 use crate::control::Inbox;
 use crate::door::{Door, refuse};
 use crate::link::{Heartbeat, STEP, spawn_control_reader};
@@ -52,6 +53,18 @@ pub(crate) enum Followed {
     Stopped,
     /// The guest runs here.
     TookOver(Box<TakenOver>),
+}
+
+/// Why an epoch could not be applied, or must not be used.
+enum ApplyError {
+    Plugin(PluginFailure),
+    Diverged(Divergence),
+}
+
+impl From<PluginFailure> for ApplyError {
+    fn from(failure: PluginFailure) -> ApplyError {
+        ApplyError::Plugin(failure)
+    }
 }
 
 /// How a session ended.
@@ -142,6 +155,8 @@ struct Session {
     session: SessionId,
     arbiter: Claimant,
     image: Arc<Mutex<Image>>,
+    /// Compares the image with the primary's memory, if that is configured.
+    audit: Option<Checker>,
     /// Staged and not applied, in order.
     checkpoints: VecDeque<Checkpoint>,
     /// Device state of the last applied epoch.
@@ -215,9 +230,12 @@ impl Session {
                 return Ok(Err(refuse(&control, failure.chain())));
             }
         }
+        let audit_limit = config.audit.map_or(0, |every| audit::slice_pages(memory.pages(), every));
+        let before = inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).status.audit.clone();
+        let audit = config.audit.map(|every| Checker::new(every, memory.pages(), before));
         let image = Arc::new(Mutex::new(Image { memory, codec }));
         let buffers = Buffers::new(config.staging);
-        let receiver = spawn_receiver(pages, &image, &buffers, to_loop);
+        let receiver = spawn_receiver(pages, &image, &buffers, audit_limit, to_loop);
         let session = Session {
             machine: Standby::new(parts.disks.len()),
             silence: Silence::new(heard, config.heartbeat, config.detection, Instant::now()),
@@ -228,6 +246,7 @@ impl Session {
             link,
             heartbeat: Some(heartbeat),
             image,
+            audit,
             checkpoints: VecDeque::new(),
             state: Vec::new(),
             channel_lost: None,
@@ -380,11 +399,14 @@ impl Session {
                     self.send(epoch, &Message::Acknowledge);
                 }
             }
-            StandbyAction::Apply(epoch) => {
-                if let Err(failure) = self.apply(epoch, parts) {
-                    return self.fail(&failure, parts);
+            StandbyAction::Apply(epoch) => match self.apply(epoch, parts) {
+                Ok(()) => {}
+                Err(ApplyError::Plugin(failure)) => return self.fail(&failure, parts),
+                Err(ApplyError::Diverged(found)) => {
+                    self.send(found.epoch, &Message::Diverged { total: found.total, pages: found.pages() });
+                    return self.step(StandbyEvent::Failed(found.to_string()), parts);
                 }
-            }
+            },
             StandbyAction::SendEndAck => self.send(self.machine.committed(), &Message::EndAck),
             StandbyAction::SendFailed(why) => {
                 warn!(why, "the standby cannot go on");
@@ -405,9 +427,9 @@ impl Session {
         self.step(StandbyEvent::Failed(why), parts)
     }
 
-    /// Brings a committed epoch into memory and the disks. A failure leaves a half applied image, and the machine
+    /// Brings a committed epoch into memory and the disks, and compares what the audit has of it. A failure leaves a half applied image, and the machine
     /// then never promotes it.
-    fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), PluginFailure> {
+    fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), ApplyError> {
         if self.failure.is_some() {
             return Ok(());
         }
@@ -420,6 +442,11 @@ impl Session {
                     .iter()
                     .try_for_each(|p| image.decode(p))
                     .during("codec", "applying an epoch")?;
+                if let Some(audit) = &mut self.audit {
+                    audit
+                        .check(checkpoint.epoch, &checkpoint.audit, &image.memory)
+                        .map_err(ApplyError::Diverged)?;
+                }
             }
             self.state = std::mem::take(&mut checkpoint.state);
             self.threads.buffers.recycle(checkpoint);
@@ -473,6 +500,7 @@ impl Session {
         status.peer = self.link.peer();
         status.committed = self.machine.committed().0;
         status.guest_pid = parts.guest.process();
+        status.audit = self.audit.as_ref().map(Checker::status);
         status.activation_us = self.activation.map_or(0, |t| t.as_micros() as u64);
     }
 }
@@ -537,6 +565,7 @@ fn spawn_receiver(
     rx: FrameRx,
     image: &Arc<Mutex<Image>>,
     buffers: &Arc<Buffers>,
+    audit_limit: u64,
     to_loop: Sender<Event>,
 ) -> JoinHandle<()> {
     let (image, buffers) = (Arc::clone(image), Arc::clone(buffers));
@@ -544,7 +573,7 @@ fn spawn_receiver(
         // A loop that has ended needs no more news.
         let staged = |c| drop(to_loop.send(Event::Checkpoint(c)));
         let copied = |bytes| drop(to_loop.send(Event::Copied(bytes)));
-        if let Err(error) = receiver::run(rx, &image, &buffers, staged, copied) {
+        if let Err(error) = receiver::run(rx, &image, &buffers, audit_limit, staged, copied) {
             let _ = to_loop.send(Event::ReceiverEnded(error));
         }
     })

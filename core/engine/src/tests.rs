@@ -39,16 +39,16 @@ impl ChannelRx for PipeRx {
     }
 }
 
-/// Two regions of memory that stand for a guest.
-struct Memory(Vec<Box<[u8]>>);
+/// Regions of memory that stand for a guest.
+pub(crate) struct Memory(Vec<Box<[u8]>>);
 
 impl Memory {
-    fn new(pages: &[usize]) -> Memory {
+    pub(crate) fn new(pages: &[usize]) -> Memory {
         Memory(pages.iter().map(|&p| vec![0; p * PAGE_SIZE].into_boxed_slice()).collect())
     }
 
-    fn view(&mut self) -> GuestMemory {
-        let mut first_page = 0;
+    pub(crate) fn view(&mut self) -> GuestMemory {
+        let (mut first_page, files) = (0, self.0.len());
         let regions = self.0.iter_mut().map(|r| {
             let pages = (r.len() / PAGE_SIZE) as u64;
             let region = Region { first_page, pages, host: NonNull::from(&mut r[0]) };
@@ -56,10 +56,10 @@ impl Memory {
             region
         });
         // SAFETY: the boxes are never moved or dropped before the view's last use.
-        unsafe { GuestMemory::from_regions(regions.collect()) }
+        unsafe { GuestMemory::from_regions(regions.collect(), &vec![None; files]) }
     }
 
-    fn fill(&mut self, page: usize, byte: u8) {
+    pub(crate) fn fill(&mut self, page: usize, byte: u8) {
         let split = self.0[0].len() / PAGE_SIZE;
         let (region, page) = if page < split { (0, page) } else { (1, page - split) };
         self.0[region][page * PAGE_SIZE..(page + 1) * PAGE_SIZE].fill(byte);
@@ -122,26 +122,36 @@ fn each(mut payload: &[u8], mut run: impl FnMut(u64, &[u8])) {
     }
 }
 
-fn plain() -> Box<dyn Codec> {
+pub(crate) fn plain() -> Box<dyn Codec> {
     Box::new(Plain { heads: Vec::new() })
 }
 
-fn frame_tx(tx: Sender<Vec<u8>>) -> FrameTx {
+pub(crate) fn frame_tx(tx: Sender<Vec<u8>>) -> FrameTx {
     FrameTx::new(Box::new(PipeTx(tx)), Arc::new(AtomicU64::new(0)))
 }
 
 /// Receives everything there is; answers the checkpoints, applied to a fresh image, and how it ended.
 fn receive(rx: Receiver<Vec<u8>>, pages: &[usize]) -> (Vec<Checkpoint>, Memory, ReceiveError) {
+    let (whole, mut memory, end) = receive_only(rx, pages, 0);
+    let mut image = Image { memory: memory.view(), codec: plain() };
+    whole.iter().flat_map(|c| &c.pages).for_each(|p| image.decode(p).unwrap());
+    (whole, memory, end)
+}
+
+/// Receives everything there is, with hashes of up to `audit_limit` pages in a checkpoint; applies only the initial copy.
+pub(crate) fn receive_only(
+    rx: Receiver<Vec<u8>>,
+    pages: &[usize],
+    audit_limit: u64,
+) -> (Vec<Checkpoint>, Memory, ReceiveError) {
     let mut memory = Memory::new(pages);
     let image = Mutex::new(Image { memory: memory.view(), codec: plain() });
     let buffers = Buffers::new(1 << 30);
     let whole = Mutex::new(Vec::new());
     let frames = FrameRx::new(Box::new(PipeRx(rx, Vec::new())));
-    let end = receiver::run(frames, &image, &buffers, |c| whole.lock().unwrap().push(c), |_| ()).unwrap_err();
-    let whole = whole.into_inner().unwrap();
-    let mut image = image.into_inner().unwrap();
-    whole.iter().flat_map(|c: &Checkpoint| &c.pages).for_each(|p| image.decode(p).unwrap());
-    (whole, memory, end)
+    let staged = |c| whole.lock().unwrap().push(c);
+    let end = receiver::run(frames, &image, &buffers, audit_limit, staged, |_| ()).unwrap_err();
+    (whole.into_inner().unwrap(), memory, end)
 }
 
 #[test]
@@ -203,7 +213,7 @@ fn frames_of_two_checkpoints() -> Vec<Vec<u8>> {
 }
 
 /// A frame with another number on its channel, as it would have if those before it were missing.
-fn renumbered(frames: Vec<Vec<u8>>) -> Receiver<Vec<u8>> {
+pub(crate) fn renumbered(frames: Vec<Vec<u8>>) -> Receiver<Vec<u8>> {
     let (tx, rx) = channel();
     for (number, frame) in frames.into_iter().enumerate() {
         let (head, payload) = frame.split_at(HEADER_LEN);
@@ -275,7 +285,7 @@ fn device_states_count_as_staging_memory() {
     let buffers = Buffers::new(1 << 30);
     let whole = Mutex::new(Vec::new());
     let rx = FrameRx::new(Box::new(PipeRx(rx, Vec::new())));
-    receiver::run(rx, &image, &buffers, |c| whole.lock().unwrap().push(c), |_| ()).unwrap_err();
+    receiver::run(rx, &image, &buffers, 0, |c| whole.lock().unwrap().push(c), |_| ()).unwrap_err();
     assert!(buffers.in_use() > 8 * STATE as u64);
     for mut checkpoint in whole.into_inner().unwrap() {
         checkpoint.state = Vec::new();

@@ -14,9 +14,11 @@
 //!   HandOver ──────────────────────────────►  takes over, as planned
 //!   ◄──────────────────────────────── TookOver
 //!   ◄─────────────────────────── Failed(reason): the standby has disarmed itself
+//!   ◄─ Diverged(pages), then Failed(reason): because an audit found these pages to differ
 //! ```
 
 use crate::EndReason;
+use crate::audit::AUDIT_NAMED;
 use aventine_api::{Epoch, SessionId};
 
 /// What a primary says first.
@@ -40,7 +42,7 @@ pub struct Base {
     pub epoch: Epoch,
 }
 
-/// A message on `control`. The epoch of an acknowledgement stands in the frame's header.
+/// A message on `control`. The epoch that a message speaks of stands in the frame's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Primary: the first message of a session.
@@ -70,6 +72,13 @@ pub enum Message {
     TookOver,
     /// Standby: cannot go on, has disarmed itself and will never promote in this session.
     Failed(String),
+    /// Standby: guest pages differ from the primary's at the frame's epoch. [`Message::Failed`] follows.
+    Diverged {
+        /// How many were found.
+        total: u64,
+        /// The numbers of the first of them, at most [`AUDIT_NAMED`].
+        pages: Vec<u64>,
+    },
 }
 
 /// What closes the stream of a checkpoint on `pages`.
@@ -77,7 +86,7 @@ pub enum Message {
 pub struct CheckpointEnd {
     /// Whether all output since the checkpoint before was held: only then may the standby promote from this one.
     pub armed: bool,
-    /// Frames of pages in the checkpoint.
+    /// Frames in the checkpoint before this one.
     pub frames: u32,
     /// Pages in them.
     pub pages: u64,
@@ -89,7 +98,7 @@ pub struct CheckpointEnd {
 
 /// Why the payload of a message was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("A control message does not make sense")]
+#[error("A message of the other side does not make sense")]
 pub struct MessageError;
 
 impl Message {
@@ -119,6 +128,12 @@ impl Message {
                     put_text(&mut out, text);
                 }
             },
+            Message::Diverged { total, pages } => {
+                let named = &pages[..pages.len().min(AUDIT_NAMED)];
+                out.extend(total.to_le_bytes());
+                out.push(named.len() as u8);
+                named.iter().for_each(|page| out.extend(page.to_le_bytes()));
+            }
             _ => {}
         }
         out
@@ -154,6 +169,14 @@ impl Message {
             10 => Message::Failed(r.text()?),
             11 => Message::HandOver,
             12 => Message::TookOver,
+            13 => {
+                let (total, named) = (r.u64()?, usize::from(r.byte()?));
+                if named > AUDIT_NAMED {
+                    return Err(MessageError);
+                }
+                let pages = (0..named).map(|_| r.u64()).collect::<Result<_, _>>()?;
+                Message::Diverged { total, pages }
+            }
             _ => return Err(MessageError),
         };
         if r.0.is_empty() { Ok(message) } else { Err(MessageError) }
@@ -173,6 +196,7 @@ impl Message {
             Message::Failed(_) => 10,
             Message::HandOver => 11,
             Message::TookOver => 12,
+            Message::Diverged { .. } => 13,
         }
     }
 }
@@ -301,6 +325,7 @@ mod tests {
             Message::Failed("full".into()),
             Message::HandOver,
             Message::TookOver,
+            Message::Diverged { total: 1000, pages: vec![0, u64::MAX] },
         ] {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }

@@ -57,6 +57,7 @@ use aventine_api::{
 use error::{CallError, StartError};
 use machine::Machine;
 use options::Options;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 inventory::submit! {
@@ -118,6 +119,10 @@ impl Guest for QemuGuest {
 
     fn regions(&self) -> Vec<Region> {
         self.machine.iter().map(|m| m.memory().region()).collect()
+    }
+
+    fn backing(&self, region: usize) -> Option<BorrowedFd<'_>> {
+        self.machine.as_ref().filter(|_| region == 0).map(|m| m.memory().as_fd())
     }
 
     fn pause(&mut self) -> Result<(), PluginError> {

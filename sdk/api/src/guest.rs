@@ -1,4 +1,5 @@
 use crate::{NetAttachment, PageBitmap, PluginError, Region};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 /// What the guest's other plugins offer it, so that the guest plugin can connect its devices.
@@ -47,6 +48,14 @@ pub trait Guest: Send {
 
     /// The guest's memory. Called after [`Guest::start`]; the answer never changes afterwards.
     fn regions(&self) -> Vec<Region>;
+
+    /// The file that holds the region at position `region` of [`Guest::regions`], from the file's start on, if there
+    /// is one. Its holes are pages of zeros that take no memory; reading them through the mapping would allocate them.
+    /// Callable like `regions`. Without an answer every page of the region counts as used.
+    fn backing(&self, region: usize) -> Option<BorrowedFd<'_>> {
+        let _ = region;
+        None
+    }
 
     /// Primary: pauses the guest. On return no virtual CPU runs, no device I/O is in flight and no page changes
     /// until [`Guest::resume`]. Blocks for as long as draining takes. Idempotent.

@@ -1,6 +1,9 @@
 //! Real guests on two hosts made of network namespaces. Each test makes its own; `cargo xtask test` says where the
 //! program and the guest are.
 
+#[path = "guests/audit.rs"]
+mod audit;
+
 use aventine_demo::checker::{self, Load, Outcome};
 use aventine_demo::lab::{ADDRESSES, Lab, Pair, Parts, STARTUP, TAKEOVER};
 use aventine_demo::network::{Cut, GUEST};
@@ -39,6 +42,7 @@ fn parts(test: &str) -> Parts {
         detection: "1s".into(),
         proxy: None,
         tls: false,
+        audit: None,
     }
 }
 

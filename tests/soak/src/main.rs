@@ -121,6 +121,7 @@ fn soak(options: &Options, seed: u64, report: &mut Report) -> Result<(), SoakErr
         detection: options.detection.clone(),
         proxy: None,
         tls: true,
+        audit: None,
     })?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut pair = lab.start()?;

@@ -2,6 +2,7 @@
 
 use super::{AfterAlone, FloorRun, Loop};
 use crate::EngineError;
+use crate::audit::Auditor;
 use crate::control::Command;
 use crate::parts::During;
 use crate::stall::Progress;
@@ -189,6 +190,7 @@ impl Loop<'_> {
         }
         status.bytes_sent = self.link.sent.load(Ordering::Relaxed) + self.link.bulk.load(Ordering::Relaxed);
         status.held_bytes = held;
+        status.audit = self.audit.as_ref().map(Auditor::status);
         if dropped > status.dropped_frames {
             warn!(frames = dropped - status.dropped_frames, "a network buffer or its uplink lost frames");
         }

@@ -2,6 +2,7 @@
 
 use super::{Copy, Event, Left, Loop, Pipe, rejoin, replicate};
 use crate::arbiter::{Claimant, Record};
+use crate::audit::Auditor;
 use crate::link::{self, Dialer, PrimaryLink, Terms};
 use crate::memory::GuestMemory;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report, Reports};
@@ -132,6 +133,8 @@ impl<'a> Loop<'a> {
         let Stage { config, inbox, .. } = *stage;
         let Tools { transport, arbiter, policy, signature } = tools;
         let Start { memory, parts, machine, pipe, link, base } = start;
+        // SAFETY: the audit's thread ends when the loop's first field is dropped, before the guest.
+        let audit = config.audit.map(|n| Auditor::start(unsafe { GuestMemory::of(parts.guest.as_ref()) }, n));
         let now = Instant::now();
         let verdicts = to_loop.clone();
         let answer = move |answer| drop(verdicts.send(Event::Arbiter(answer)));
@@ -152,6 +155,7 @@ impl<'a> Loop<'a> {
             stop_replies: Vec::new(),
             handover_replies: Vec::new(),
             guest_lost: None,
+            audit,
             memory,
             parts,
             machine,

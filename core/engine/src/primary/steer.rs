@@ -5,12 +5,13 @@ use super::rejoin::FIRST_DELAY;
 use super::{AfterAlone, Event, Loop};
 use crate::EngineError;
 use crate::arbiter::Answer;
+use crate::audit::Divergence;
 use crate::parts::{During, PluginFailure, Report};
 use aventine_api::{Disengage, Epoch, ErrorCode, GuestEvent};
 use aventine_protocol::{EndReason, Message, PrimaryAction, PrimaryEvent, PrimaryState};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 impl Loop<'_> {
     /// Turns what happened into an event of the machine.
@@ -31,6 +32,12 @@ impl Loop<'_> {
             Event::Message(_, _, Message::Failed(why)) => {
                 self.detail(format!("the standby failed: {why}"));
                 self.step(PrimaryEvent::StandbyRenounced)
+            }
+            Event::Message(_, epoch, Message::Diverged { total, pages }) if self.audit.is_some() => {
+                let found = Divergence::new(epoch, total, &pages, &self.memory);
+                error!("{found}");
+                self.audit.iter_mut().for_each(|a| a.diverged(&found));
+                Ok(())
             }
             Event::Message(_, _, other) => {
                 self.detail(format!("the standby sent {other:?}, which has no place here"));
@@ -189,6 +196,7 @@ impl Loop<'_> {
     }
 
     pub(super) fn acknowledged(&mut self, epoch: Epoch) {
+        self.audit.iter_mut().for_each(|a| a.acknowledged(epoch));
         while self.pipe.pending.front().is_some_and(|p| p.epoch <= epoch) {
             let Some(mut done) = self.pipe.pending.pop_front() else { break };
             let commit = done.sealed_at.elapsed();
