@@ -85,7 +85,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::TESTS)?;
     cargo(&["build", "--package", "aventine", "--package", "aventine-e2e"])?;
     let guest = guest::make(&target().join("guest"))?;
-    let guest = guest::with_program(&guest, &target().join("debug/disk-workload"))?;
+    let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
     let mut words = Vec::<OsString>::new();
     if !machine::is_root() {
         // The tests make network namespaces.
