@@ -4,6 +4,8 @@
 mod checks;
 mod common;
 mod cuts;
+mod disks;
 mod endings;
 mod losses;
 mod pairs;
+mod pressure;

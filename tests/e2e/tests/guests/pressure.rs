@@ -1,0 +1,87 @@
+//! A guest that changes its memory faster than the link carries it.
+
+use crate::common::*;
+use aventine_demo::checker::Load;
+use aventine_demo::lab::{Lab, Pair, Parts};
+use std::env;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What the link carries, in bytes a second.
+const LINK: u64 = 40 << 20;
+/// Pages that the guest keeps dirty: 32 MiB.
+const PAGES: u64 = 8192;
+/// Staging memory of each side, in bytes.
+const STAGING: u64 = 64 << 20;
+/// RAM of the guest, which is as large as a checkpoint can be.
+const RAM: u64 = 128 << 20;
+/// The most that the network buffer holds.
+const NETWORK: u64 = 64 << 20;
+/// What else a controller may need: its program, its threads, and the disk's records.
+const REST: u64 = 64 << 20;
+
+/// Bytes of a process' own memory: not the guest's, which is shared.
+fn own_memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// What must go on, whatever the pressure: epochs, the guest's passes over its memory, a client's answers.
+struct Progress {
+    epochs: u64,
+    passes: u64,
+    answers: u64,
+}
+
+impl Progress {
+    fn look(pair: &Pair, inside: &mut Workload, load: &Load) -> Progress {
+        let epochs = pair.primary.status().unwrap().committed;
+        Progress { epochs, passes: inside.ask("passes", "passed"), answers: load.answers() }
+    }
+}
+
+#[test]
+fn a_guest_that_outruns_its_link_is_slowed_down_and_nothing_grows() {
+    let long = env::var_os("AVENTINE_LONG").is_some();
+    let time = Duration::from_secs(if long { 60 } else { 15 });
+    let lab = Lab::new(&Parts { staging: "64MiB".into(), ..parts("pressure") }).unwrap();
+    let (mut pair, load) = with_load(&lab);
+    let mut inside = Workload::connect(&lab);
+    lab.network().limit(LINK).unwrap();
+    inside.ask(&format!("dirty {PAGES}"), "dirtying");
+    let limits = [STAGING + NETWORK + REST, STAGING + RAM + REST];
+    let (begin, mut most) = (Instant::now(), [0; 2]);
+    let mut last = Progress::look(&pair, &mut inside, &load);
+    while begin.elapsed() < time {
+        // An answer waits for its epoch, and every epoch for the link.
+        let now = Progress::look(&pair, &mut inside, &load);
+        assert!(now.passes >= last.passes && now.epochs >= last.epochs && now.answers >= last.answers);
+        last = now;
+        let status = pair.primary.status().unwrap();
+        assert_eq!(status.state, "protected", "{}", pair.primary.log());
+        assert!(status.held_bytes <= NETWORK, "{status:?}");
+        for ((most, node), limit) in most.iter_mut().zip([&pair.primary, &pair.standby]).zip(limits) {
+            *most = own_memory(node.pid()).max(*most);
+            assert!(*most <= limit, "{most} of {limit} bytes\n{}", node.log());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let (before, after) = (last, Progress::look(&pair, &mut inside, &load));
+    println!("most own memory: {most:?} of {limits:?}; {} epochs", after.epochs);
+    let further = |now: &Progress| {
+        now.passes > before.passes && now.epochs > before.epochs && now.answers > before.answers
+    };
+    let mut now = after;
+    let end = Instant::now() + LIMIT;
+    while !further(&now) {
+        assert!(Instant::now() < end, "no progress: {}", pair.primary.log());
+        now = Progress::look(&pair, &mut inside, &load);
+    }
+    let dirty = pair.primary.status().unwrap().dirty_pages;
+    assert!(dirty.max >= PAGES, "the guest's memory was never all dirty: {dirty:?}");
+    pair.fail_over(false).unwrap();
+    assert!(inside.ask("passes", "passed") >= now.passes);
+    assert_undisturbed(&finish(&lab, load));
+}
