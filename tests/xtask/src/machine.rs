@@ -17,8 +17,13 @@ pub(crate) const DEMO: &[Need] = &[
 ];
 
 /// What the tests need besides.
-pub(crate) const TESTS: &[Need] =
-    &[("qemu-io", "qemu-utils"), ("nbdinfo", "libnbd-bin"), ("nbdcopy", "libnbd-bin")];
+pub(crate) const TESTS: &[Need] = &[
+    ("qemu-io", "qemu-utils"),
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdcopy", "libnbd-bin"),
+    ("losetup", "mount"),
+    ("mkfs.ext4", "e2fsprogs"),
+];
 
 /// Why the machine cannot be made ready.
 #[derive(Debug, thiserror::Error)]

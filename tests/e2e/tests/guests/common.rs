@@ -124,6 +124,14 @@ impl Workload {
         self.answer(word)
     }
 
+    /// Asks, and answers the whole answer.
+    pub(crate) fn line(&mut self, request: &str) -> String {
+        self.send(request);
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        line
+    }
+
     /// The number in the next answer, which must begin with `word`.
     #[track_caller]
     pub(crate) fn answer(&mut self, word: &str) -> u64 {

@@ -1,4 +1,4 @@
-//! A guest that changes its memory faster than the link carries it.
+//! A guest that changes its memory faster than the link carries it: for 15 seconds, or 60 with `AVENTINE_LONG=1`.
 
 use crate::common::*;
 use aventine_demo::checker::Load;
