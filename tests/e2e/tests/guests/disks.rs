@@ -93,9 +93,8 @@ fn a_full_disk_of_the_standby_costs_protection_and_nothing_else() {
     }
     let lab = lab("full");
     let point = mount_point(&lab);
-    mount("volume", &point, "tmpfs", MountFlags::empty(), memory_of(SMALL).as_c_str()).unwrap();
     for and_then_the_primary in [false, true] {
-        mount_remount(&point, MountFlags::empty(), memory_of(SMALL).as_c_str()).unwrap();
+        mount("volume", &point, "tmpfs", MountFlags::empty(), memory_of(SMALL).as_c_str()).unwrap();
         lab.prepare(Site::FIRST).unwrap();
         make_image(&lab, &point.join("disk.img"));
         use_image(&lab, Host::B, &point.join("disk.img"));
