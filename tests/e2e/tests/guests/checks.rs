@@ -3,6 +3,8 @@
 use crate::common::*;
 use aventine_demo::checker;
 use aventine_demo::lab::Site;
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 #[test]
@@ -47,4 +49,33 @@ fn the_demo_prints_one_json_object() {
     );
     assert_eq!((&json["writes_lost"], &json["connections_broken"]), (&0.into(), &0.into()));
     assert_eq!(json["seed"], 7);
+}
+
+/// The text of every source file below `dir`.
+fn sources(dir: &Path, into: &mut String) {
+    for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            sources(&entry, into);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&fs::read_to_string(entry).unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_failure_model_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let model = fs::read_to_string(root.join("docs/failure-model.md")).unwrap();
+    let mut code = String::new();
+    ["core", "plugins", "tests"].iter().for_each(|dir| sources(&root.join(dir), &mut code));
+    let names = model.split('`').skip(1).step_by(2).filter_map(|quoted| quoted.rsplit_once("::"));
+    let names = names.map(|(_, name)| name).filter(|name| *name != "…").collect::<Vec<_>>();
+    assert!(names.len() > 20, "{names:?}");
+    for name in names {
+        assert!(
+            code.contains(&format!("#[test]\nfn {name}("))
+                || code.contains(&format!("#[test]\n    fn {name}(")),
+            "{name}"
+        );
+    }
 }
