@@ -8,7 +8,7 @@
 //! - every counter has at least its acknowledged and at most its attempted count,
 //! - every answer was the one that an undisturbed Redis would have given.
 
-use crate::network::{GUEST, Network};
+use crate::network::Network;
 use redis::{Connection, ErrorKind, RedisError, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -81,12 +81,12 @@ impl Outcome {
     }
 }
 
-/// Connects to Redis in the guest; tries for `limit`.
-pub fn connect(network: &Network, limit: Duration) -> Result<Connection, CheckError> {
+/// Connects to Redis in the guest at `address`; tries for `limit`.
+pub fn connect(network: &Network, address: &str, limit: Duration) -> Result<Connection, CheckError> {
     let end = Instant::now() + limit;
     loop {
         let attempt = network.client.enter(|| {
-            let client = redis::Client::open((GUEST, PORT))?;
+            let client = redis::Client::open((address, PORT))?;
             let mut connection = client.get_connection_with_timeout(Duration::from_millis(500))?;
             connection.set_read_timeout(Some(PATIENCE))?;
             connection.set_write_timeout(Some(PATIENCE))?;
@@ -101,9 +101,9 @@ pub fn connect(network: &Network, limit: Duration) -> Result<Connection, CheckEr
     }
 }
 
-/// Has Redis in the guest forget everything, so that a client can begin anew.
-pub fn forget(network: &Network, limit: Duration) -> Result<(), CheckError> {
-    redis::cmd("FLUSHALL").exec(&mut connect(network, limit)?).map_err(CheckError::Forget)
+/// Has Redis in the guest at `address` forget everything, so that a client can begin anew.
+pub fn forget(network: &Network, address: &str, limit: Duration) -> Result<(), CheckError> {
+    redis::cmd("FLUSHALL").exec(&mut connect(network, address, limit)?).map_err(CheckError::Forget)
 }
 
 /// What a client tells while it works.
@@ -157,8 +157,8 @@ impl Load {
     }
 
     /// Stops writing, waits for the answers under way and reads everything back: on the same connection, or on a new
-    /// one if it broke.
-    pub fn finish(self, network: &Network) -> Result<Outcome, CheckError> {
+    /// one to the guest at `address` if it broke.
+    pub fn finish(self, network: &Network, address: &str) -> Result<Outcome, CheckError> {
         self.stop.store(true, Ordering::Relaxed);
         let mut worker = self.thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
         if !worker.outcome.broken
@@ -167,7 +167,7 @@ impl Load {
             worker.outcome.broke(&error);
         }
         if worker.outcome.broken {
-            worker.connection = connect(network, PATIENCE)?;
+            worker.connection = connect(network, address, PATIENCE)?;
             if let Err(error) = worker.verify() {
                 worker.outcome.lost += worker.outcome.acknowledged;
                 worker.outcome.problem(|| format!("nothing could be read back: {error}"));

@@ -5,6 +5,7 @@ use aventine_engine::{Quantiles, Status};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -93,6 +94,16 @@ pub enum Role {
     Standby,
 }
 
+/// `program` with `arguments` in `namespace` and `dir`. The process dies with the calling thread.
+pub(crate) fn command(program: &Path, namespace: &Namespace, dir: &Path, arguments: &[&str]) -> Command {
+    let mut network = OsString::from("--net=");
+    network.push(namespace.path());
+    let mut command = Command::new("nsenter");
+    command.arg(network).args(["--", "setpriv", "--pdeathsig", "KILL", "--"]);
+    command.arg(program).args(arguments).current_dir(dir).stdin(Stdio::null());
+    command
+}
+
 /// A running process. Dropping it ends it and its guest.
 #[derive(Debug)]
 pub struct Node {
@@ -112,15 +123,7 @@ impl Node {
         // One that is started again says what happened after what happened before.
         let failed = |source| NodeError::Start { program: program.to_owned(), source };
         let log = File::options().create(true).append(true).open(dir.join("aventine.log")).map_err(failed)?;
-        let mut network = std::ffi::OsString::from("--net=");
-        network.push(namespace.path());
-        let child = Command::new("nsenter")
-            .arg(network)
-            .args(["--", "setpriv", "--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .args([verb, "demo.toml", "--state-dir", "state"])
-            .current_dir(dir)
-            .stdin(Stdio::null())
+        let child = command(program, namespace, dir, &[verb, "demo.toml", "--state-dir", "state"])
             .stderr(log.try_clone().map_err(failed)?)
             .stdout(log)
             .process_group(0)
@@ -145,10 +148,15 @@ impl Node {
         self.dir.join("state")
     }
 
-    /// The last lines of its log.
-    pub fn log(&self) -> String {
+    /// All that it has printed.
+    pub fn printed(&self) -> String {
         let text = fs::read(self.dir.join("aventine.log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// The last lines of that.
+    pub fn log(&self) -> String {
+        let text = self.printed();
         let lines = text.lines().collect::<Vec<_>>();
         lines[lines.len().saturating_sub(TAIL)..].join("\n")
     }
@@ -247,36 +255,38 @@ impl Node {
         kill_process(Pid::from_child(&self.child), signal).map_err(|e| self.signal_error(e.into()))
     }
 
-    /// Ends the process alone with SIGKILL: what becomes of its guest is up to the guest.
+    /// Ends the process and its guest's at the same moment with SIGKILL, as the loss of the host does.
+    pub fn kill(&mut self, guest_first: bool) -> Result<(), NodeError> {
+        let (guest, own) = (self.guest()?, Pid::from_child(&self.child));
+        for pid in if guest_first { [guest, own] } else { [own, guest] } {
+            self.kill_process(pid)?;
+        }
+        self.child.wait().map(drop).map_err(|source| self.signal_error(source))
+    }
+
+    /// Ends the process alone with SIGKILL.
     pub fn kill_controller(&mut self) -> Result<(), NodeError> {
-        self.child.kill().map_err(|source| self.signal_error(source))?;
+        self.kill_process(Pid::from_child(&self.child))?;
         self.wait().map(drop)
     }
 
     /// Ends its guest's process alone with SIGKILL.
     pub fn kill_guest(&self) -> Result<(), NodeError> {
-        let guest = self.guest()?;
-        kill_process(guest, Signal::KILL).map_err(|e| self.signal_error(e.into()))
+        self.kill_process(self.guest()?)
     }
 
-    /// The process of its guest.
+    /// Its guest's process.
     fn guest(&self) -> Result<Pid, NodeError> {
         let guest = self.status()?.guest_pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
         guest.ok_or_else(|| self.signal_error(io::Error::other("it has no guest process")))
     }
 
-    /// Ends the process and its guest's at the same moment with SIGKILL, as the loss of the host does.
-    pub fn kill(&mut self, guest_first: bool) -> Result<(), NodeError> {
-        let guest = self.guest()?;
-        let own = Pid::from_child(&self.child);
-        for pid in if guest_first { [guest, own] } else { [own, guest] } {
-            match kill_process(pid, Signal::KILL) {
-                // The guest may have died with its controller already.
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => return Err(self.signal_error(error.into())),
-            }
+    /// The guest may have died with its controller already.
+    fn kill_process(&self, pid: Pid) -> Result<(), NodeError> {
+        match kill_process(pid, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(self.signal_error(error.into())),
         }
-        self.child.wait().map(drop).map_err(|source| self.signal_error(source))
     }
 
     fn signal_error(&self, source: io::Error) -> NodeError {

@@ -67,7 +67,9 @@ impl<'a> Script<'a> {
         self.sequence += 1;
         self.wire.extend(header.encode());
         self.wire.extend(payload);
-        if self.epoch != Epoch::COPY.0 && matches!(kind, FrameKind::Pages | FrameKind::State | FrameKind::Audit) {
+        if self.epoch != Epoch::COPY.0
+            && matches!(kind, FrameKind::Pages | FrameKind::State | FrameKind::Audit)
+        {
             self.end.frames += 1;
             self.hashes.extend(header.payload_hash.to_le_bytes());
         }

@@ -13,6 +13,8 @@
 //!   nothing more from this channel. It never waits in the middle of the only epoch, because its barrier may be what
 //!   everybody waits for. An epoch that alone passes the limit is an error. The primary asks for the end of an epoch
 //!   at a quarter of the limit and holds back a quarter more, so that this takes a wrong configuration.
+//! - What was applied is brought to stable storage every few seconds, so that a device that loses writes ends protection
+//!   now, and not only the takeover that would need them.
 //! - Once the reader has been stopped it does not touch the image any more, though it may still wait in the channel.
 
 use crate::image::{Image, ImageError};
@@ -23,8 +25,11 @@ use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
+/// How long a write may stay unknown to the device, as the kernel's own write-back has it.
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// What a kept record takes in memory beside its payload, and an epoch beside its records.
 const RECORD_COST: usize = 64;
 
@@ -37,6 +42,8 @@ pub(crate) enum FollowError {
     TooLarge { limit: usize },
     #[error("Applying the primary's image failed")]
     Image(#[from] ImageError),
+    #[error("What was applied is lost, all of it or a part")]
+    Unsynced(#[source] ImageError),
     #[error("Note {} could not be written", path.display())]
     Marker { path: PathBuf, source: io::Error },
 }
@@ -46,7 +53,7 @@ impl From<FollowError> for PluginError {
         let code = match &error {
             FollowError::Record(_) => ErrorCode::Corrupt,
             FollowError::TooLarge { .. } => ErrorCode::Limit,
-            FollowError::Image(e) => PluginError::from(e.clone()).code(),
+            FollowError::Image(e) | FollowError::Unsynced(e) => PluginError::from(e.clone()).code(),
             FollowError::Marker { .. } => ErrorCode::Io,
         };
         PluginError::new(code, error)
@@ -219,6 +226,23 @@ impl Staging {
         if !lock(&self.state).stopped {
             self.host.failed(error);
         }
+    }
+
+    /// The syncing thread: until it is stopped, or the image cannot be brought to stable storage.
+    pub(crate) fn keep_synced(&self, image: &Image) {
+        while !self.stopped_within(SYNC_INTERVAL) {
+            let Err(error) = image.sync() else { continue };
+            // After a takeover the guest hears of it, with its next flush.
+            if !lock(&self.state).stopped {
+                self.host.failed(FollowError::Unsynced(error).into());
+            }
+            return;
+        }
+    }
+
+    fn stopped_within(&self, limit: Duration) -> bool {
+        let waited = self.room.wait_timeout_while(lock(&self.state), limit, |s| !s.stopped);
+        waited.unwrap_or_else(PoisonError::into_inner).0.stopped
     }
 
     /// `false`: the reader is to stop.

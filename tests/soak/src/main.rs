@@ -14,7 +14,7 @@ mod report;
 
 use aventine_demo::checker::{self, CheckError, Load};
 use aventine_demo::lab::{Lab, LabError, Pair, Parts, STARTUP};
-use aventine_demo::network::NetworkError;
+use aventine_demo::network::{GUESTS, NetworkError};
 use aventine_demo::node::NodeError;
 use clap::Parser;
 use fault::Fault;
@@ -31,6 +31,8 @@ use std::{error, fs, io, iter, thread};
 const BATCH: u64 = 20;
 /// Answers that show that a client is served.
 const SERVED: u64 = 200;
+/// The guest's address.
+const GUEST: &str = GUESTS[0];
 /// Longest that anything may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -117,11 +119,9 @@ fn soak(options: &Options, seed: u64, report: &mut Report) -> Result<(), SoakErr
         kernel: options.kernel.clone(),
         initrd: options.initrd.clone(),
         work: options.work.clone(),
-        interval: "25ms".into(),
         detection: options.detection.clone(),
-        proxy: None,
         tls: true,
-        audit: None,
+        ..Parts::default()
     })?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut pair = lab.start()?;
@@ -129,7 +129,7 @@ fn soak(options: &Options, seed: u64, report: &mut Report) -> Result<(), SoakErr
     let more = |done| options.rounds.map_or_else(|| Instant::now() < end, |rounds| done < rounds);
     let mut done = 0;
     while more(done) {
-        let load = Load::start(checker::connect(lab.network(), STARTUP)?, random.random());
+        let load = Load::start(checker::connect(lab.network(), GUEST, STARTUP)?, random.random());
         load.wait_answers(SERVED, LIMIT)?;
         for _ in 0..BATCH {
             if !more(done) {
@@ -139,7 +139,7 @@ fn soak(options: &Options, seed: u64, report: &mut Report) -> Result<(), SoakErr
             round(&lab, &mut pair, &load, fault, &mut random, report)?;
             done += 1;
         }
-        let outcome = load.finish(lab.network())?;
+        let outcome = load.finish(lab.network(), GUEST)?;
         report.writes_acknowledged += outcome.acknowledged;
         report.writes_lost += outcome.lost;
         report.connections_broken += u64::from(outcome.broken);
@@ -147,7 +147,7 @@ fn soak(options: &Options, seed: u64, report: &mut Report) -> Result<(), SoakErr
             let problems = outcome.problems.join("; ");
             return Err(SoakError::Lost { lost: outcome.lost, broken: outcome.broken, problems });
         }
-        checker::forget(lab.network(), LIMIT)?;
+        checker::forget(lab.network(), GUEST, LIMIT)?;
         eprintln!("{done} rounds, {} writes read back", report.writes_acknowledged);
     }
     Ok(())

@@ -24,6 +24,8 @@ pub(crate) const TESTS: &[Need] = &[
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
     ("etcd", "etcd-server"),
+    ("losetup", "mount"),
+    ("mkfs.ext4", "e2fsprogs"),
 ];
 
 /// Packages that bring a service, and its unit: the tests start programs of their own.

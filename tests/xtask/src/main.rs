@@ -96,7 +96,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::TESTS)?;
     cargo(&["build", "--package", "aventine", "--package", "aventine-e2e"])?;
     let guest = guest::make(&target().join("guest"))?;
-    let guest = guest::with_program(&guest, &target().join("debug/disk-workload"))?;
+    let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
     let mut runner = as_root(Path::new(&cargo_program()));
     match run::find("cargo-nextest") {
         Some(_) => runner.args(["nextest", "run", "--workspace"]),

@@ -1,6 +1,6 @@
 //! The audit: a write that dirty tracking cannot see is found, and a healthy guest has none.
 
-use super::{LIMIT, Random, SOME, assert_undisturbed, finish, parts, with_load};
+use crate::common::*;
 use aventine_demo::lab::{Lab, Pair, Parts, STARTUP};
 use aventine_demo::node::Node;
 use aventine_engine::{AuditStatus, Status};
