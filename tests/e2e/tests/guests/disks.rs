@@ -75,10 +75,14 @@ fn write_until_alone(pair: &Pair, inside: &mut Workload) -> Status {
     panic!("the standby took everything: {}", pair.standby.log())
 }
 
+/// How many verdicts the arbiter has given.
+fn verdicts(lab: &Lab) -> usize {
+    fs::read_dir(lab.dir(Host::B, Site::FIRST).join("arbiter")).unwrap().count()
+}
+
 /// What was never taken over is not taken for a guest's disk either.
-fn assert_never_promoted(lab: &Lab, pair: &mut Pair) {
-    let verdicts = fs::read_dir(lab.dir(Host::B, Site::FIRST).join("arbiter")).unwrap().count();
-    assert_eq!(verdicts, 0, "a side that has disarmed itself asks for nothing");
+fn assert_never_promoted(lab: &Lab, pair: &mut Pair, verdicts_before: usize) {
+    assert_eq!(verdicts(lab), verdicts_before, "a side that has disarmed itself asks for nothing");
     assert!(!pair.standby.printed().contains("the guest runs here now"), "{}", pair.standby.log());
     pair.standby.kill_controller().unwrap();
     let started = lab.run(Host::B, Site::FIRST, &["protect", "demo.toml", "--state-dir", "other"]).unwrap();
@@ -98,6 +102,7 @@ fn a_full_disk_of_the_standby_costs_protection_and_nothing_else() {
         lab.prepare(Site::FIRST).unwrap();
         make_image(&lab, &point.join("disk.img"));
         use_image(&lab, Host::B, &point.join("disk.img"));
+        let verdicts_before = verdicts(&lab);
         let mut pair = lab.launch(Site::FIRST).unwrap();
         let mut inside = Workload::connect(&lab);
         let load = load(&lab, Site::FIRST);
@@ -109,7 +114,7 @@ fn a_full_disk_of_the_standby_costs_protection_and_nothing_else() {
                 status.detail.contains("applying an epoch") && status.detail.contains("No space left"),
                 "{status:?}"
             );
-            assert_never_promoted(&lab, &mut pair);
+            assert_never_promoted(&lab, &mut pair, verdicts_before);
             break;
         }
         assert!(
