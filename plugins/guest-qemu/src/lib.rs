@@ -36,6 +36,7 @@
 //!
 //! Needs an x86-64 host with Linux 6.7 or later.
 
+mod attach;
 mod error;
 mod inject;
 mod inspect;
@@ -45,7 +46,9 @@ mod memory;
 mod options;
 mod process;
 mod qmp;
+mod saved;
 mod track;
+mod watchdog;
 
 use aventine_api::{
     Attachments, ConfigError, Context, ErrorCode, Factory, Guest, GuestEvent, PageBitmap, PluginEntry,

@@ -19,7 +19,7 @@
 //!   puts the page there: QEMU's first write to it counts, and nothing before.
 //! - A mapping that has gone away shows no page at all. After each scan it must still be there.
 
-use crate::inject::{InjectError, StoppedProcess};
+use crate::inject::{self, ApartError, InjectError, StoppedProcess};
 use aventine_api::{PAGE_SIZE, PageBitmap};
 use linux_raw_sys::general::{
     PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING,
@@ -28,10 +28,11 @@ use linux_raw_sys::general::{
     uffdio_api, uffdio_range, uffdio_register,
 };
 use linux_raw_sys::ioctl::{UFFDIO_API, UFFDIO_REGISTER};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 /// The version of the userfaultfd interface.
 const UFFD_VERSION: u64 = 0xaa;
@@ -60,6 +61,11 @@ pub(crate) enum TrackError {
     Register(#[source] io::Error),
     #[error("Could not read the dirty pages")]
     Scan(#[source] io::Error),
+    #[error(
+        "QEMU maps guest RAM with huge pages, in which single writes do not show: let the VM begin with `never` in \
+         /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+    )]
+    HugePages,
     #[error("QEMU's mapping of guest RAM is gone")]
     Gone,
 }
@@ -86,10 +92,33 @@ impl Tracker {
     pub(crate) fn of_child(pid: Pid, memory: BorrowedFd<'_>, bytes: u64) -> Result<Tracker, TrackError> {
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
             .map_err(|e| TrackError::TakeOver(e.into()))?;
-        let mut stopped = StoppedProcess::stop(pid)?;
+        let mut stopped = StoppedProcess::stop(pid, inject::find_instruction(pid)?)?;
         let made = make_userfaultfd(&mut stopped, &pidfd);
         stopped.resume()?;
         Tracker::new(made?, pid, memory, bytes)
+    }
+
+    /// The same for a process that is not our child and must survive our end at any moment.
+    pub(crate) fn of_others(pid: Pid, memory: BorrowedFd<'_>, bytes: u64) -> Result<Tracker, TrackError> {
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|e| TrackError::TakeOver(e.into()))?;
+        let instruction = inject::find_instruction(pid)?;
+        let mappings = find_mappings(pid, memory)?;
+        let number = inject::apart(|| {
+            let mut stopped = StoppedProcess::stop(pid, instruction)?;
+            let made = forbid_huge_pages(&mut stopped, &mappings)
+                .map_err(Into::into)
+                .and_then(|()| take_userfaultfd(&mut stopped, &pidfd));
+            stopped.resume()?;
+            made
+        })?;
+        // SAFETY: the process that ended meanwhile put it into our table and told nobody else its number.
+        let uffd = unsafe { OwnedFd::from_raw_fd(number) };
+        let tracker = Tracker::new(uffd, pid, memory, bytes)?;
+        match has_huge_pages(pid, &tracker.mappings)? {
+            true => Err(TrackError::HugePages),
+            false => Ok(tracker),
+        }
     }
 
     /// Registers every mapping of `memory` in the process that made `uffd`, and protects all of it.
@@ -153,6 +182,37 @@ fn make_userfaultfd(process: &mut StoppedProcess, pidfd: &OwnedFd) -> Result<Own
     let ours = rustix::process::pidfd_getfd(pidfd, number as i32, PidfdGetfdFlags::empty());
     process.call("close", libc::SYS_close, [number, 0, 0])?;
     ours.map_err(|e| TrackError::TakeOver(e.into()))
+}
+
+/// The same where nothing may be allocated.
+fn take_userfaultfd(process: &mut StoppedProcess, pidfd: &OwnedFd) -> Result<RawFd, ApartError> {
+    match make_userfaultfd(process, pidfd) {
+        Ok(uffd) => Ok(uffd.into_raw_fd()),
+        Err(TrackError::Inject(error)) => Err(error.into()),
+        Err(TrackError::TakeOver(source)) => Err(Errno::from_io_error(&source).unwrap_or(Errno::IO).into()),
+        Err(_) => Err(Errno::IO.into()),
+    }
+}
+
+fn forbid_huge_pages(process: &mut StoppedProcess, mappings: &[Mapping]) -> Result<(), InjectError> {
+    mappings.iter().try_for_each(|m| {
+        let arguments = [m.start, m.end - m.start, libc::MADV_NOHUGEPAGE as u64];
+        process.call("madvise", libc::SYS_madvise, arguments).map(drop)
+    })
+}
+
+/// Whether any page table of the mappings maps a huge page.
+fn has_huge_pages(pid: Pid, mappings: &[Mapping]) -> Result<bool, TrackError> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).map_err(TrackError::Map)?;
+    let mut inside = false;
+    Ok(text.lines().any(|line| {
+        if let Some((start, _)) = address_range(line) {
+            inside = mappings.iter().any(|m| m.start == start);
+        }
+        let mut words = line.split_ascii_whitespace();
+        let huge = matches!(words.next(), Some("ShmemPmdMapped:" | "FilePmdMapped:"));
+        inside && huge && words.next() != Some("0")
+    }))
 }
 
 /// One PAGEMAP_SCAN for pages of `category`: how many runs were found, and up to where the range was walked.
@@ -239,7 +299,6 @@ mod tests {
     use super::*;
     use crate::memory::GuestMemory;
     use rustix::mm::{Advice, MapFlags, ProtFlags, UserfaultfdFlags};
-    use std::os::fd::FromRawFd;
 
     const PAGES: usize = 2048;
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 #[serde(deny_unknown_fields)]
 struct Keys {
     uplink: UplinkKey,
+    guest: Option<PathBuf>,
     #[serde(default = "default_limit")]
     limit: String,
 }
@@ -30,6 +31,8 @@ pub(crate) enum UplinkKey {
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) uplink: UplinkKey,
+    /// On the primary: the socket on which a VM that runs already listens.
+    pub(crate) guest: Option<PathBuf>,
     /// Most bytes of frames to hold.
     pub(crate) limit: u64,
 }
@@ -51,7 +54,7 @@ impl Settings {
             let message = format!("{:?} is not a size from 1MiB to 64GiB", keys.limit);
             ConfigError::bad_value(&["limit"], message, Some("for example \"64MiB\""))
         })?;
-        Ok(Settings { uplink: keys.uplink, limit })
+        Ok(Settings { uplink: keys.uplink, guest: keys.guest, limit })
     }
 }
 
@@ -79,6 +82,8 @@ mod tests {
         assert_eq!((good.uplink, good.limit), (UplinkKey::Tap("tap-web".into()), 64 << 20));
         let good = Settings::parse("uplink = { stream = '/run/passt' }\nlimit = '2GiB'").unwrap();
         assert_eq!((good.uplink, good.limit), (UplinkKey::Stream("/run/passt".into()), 2 << 30));
+        let good = Settings::parse("uplink = { tap = 'tap-web' }\nguest = '/run/vm/net0'").unwrap();
+        assert_eq!(good.guest, Some("/run/vm/net0".into()));
         for (text, path) in [
             ("uplink = { tap = 'a-very-long-device-name' }", &["uplink", "tap"][..]),
             ("uplink = { tap = 'tap0' }\nlimit = '10'", &["limit"]),
