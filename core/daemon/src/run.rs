@@ -63,6 +63,7 @@ pub(crate) fn protect(args: &Run) -> Exit {
 fn protect_end(end: ProtectEnd) -> (&'static str, Exit) {
     match end {
         ProtectEnd::Stopped => ("Ended before the guest ran.", Exit::Done),
+        ProtectEnd::LetGo => ("The guest runs on; its network waits for the next `protect`.", Exit::Done),
         ProtectEnd::GuestEnded => ("The guest has ended.", Exit::Done),
         ProtectEnd::Fenced => ("The standby owns the guest; the guest was ended here.", Exit::Fenced),
         ProtectEnd::HandedOver => {

@@ -12,6 +12,7 @@
 
 use crate::network::{GUEST, Network, NetworkError, STANDBY, TAP};
 use crate::node::{Node, NodeError, Role};
+use crate::vm::{MONITOR, NETWORK, Vm};
 use aventine_engine::Status;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, DirBuilder, File};
@@ -85,6 +86,8 @@ pub struct Parts {
     pub peer: String,
     /// Whether the hosts' link is encrypted, with keys from `aventine keys`.
     pub tls: bool,
+    /// Whether the guest is a VM that runs already when the primary comes: it is attached to, and has no disk.
+    pub attach: bool,
 }
 
 /// The hosts' network and directories.
@@ -99,7 +102,9 @@ pub struct Lab {
 #[derive(Debug)]
 pub struct Pair {
     detection: String,
-    /// On host a. Dropped first, so that it does not fail over while the pair ends.
+    /// On host a, the VM that was attached to.
+    pub vm: Option<Vm>,
+    /// On host a. Dropped first of the two, so that it does not fail over while the pair ends.
     pub primary: Node,
     /// On host b.
     pub standby: Node,
@@ -132,9 +137,11 @@ impl Lab {
     /// Starts a standby and a primary with a fresh guest and waits until the guest is protected.
     pub fn start(&self) -> Result<Pair, LabError> {
         let (a, b) = (self.prepare("host-a")?, self.prepare("host-b")?);
+        let vm = self.parts.attach.then(|| Vm::start(&self.command(), RAM, &a)).transpose();
+        let vm = vm.map_err(|source| LabError::Files { path: a.clone(), source })?;
         let standby = Node::start(&self.parts.program, &self.network.b, &b, Role::Standby)?;
         let primary = Node::start(&self.parts.program, &self.network.a, &a, Role::Protect)?;
-        let mut pair = Pair { detection: self.parts.detection.clone(), primary, standby };
+        let mut pair = Pair { detection: self.parts.detection.clone(), vm, primary, standby };
         let decided = |status: &Status| matches!(&status.state[..], "protected" | "unprotected");
         let status = pair.ask(|primary| primary.wait_for("protection", STARTUP, decided))?;
         match status.state == "protected" {
@@ -152,6 +159,13 @@ impl Lab {
             primary.wait_for("protection anew", STARTUP, |status| status.state == "protected")
         })?;
         Ok(())
+    }
+
+    /// Starts both sides anew, with what the ended ones left on their hosts, and waits until the guest is protected again.
+    pub fn restart(&self, pair: &mut Pair) -> Result<(), LabError> {
+        let dir = self.parts.work.join("host-a");
+        pair.primary = Node::start(&self.parts.program, &self.network.a, &dir, Role::Protect)?;
+        self.restart_standby(pair)
     }
 
     fn prepare(&self, host: &str) -> Result<PathBuf, LabError> {
@@ -192,7 +206,8 @@ impl Lab {
         files.iter().try_for_each(|(from, to)| fs::copy(keys.join(from), dir.join(to)).map(drop))
     }
 
-    fn configuration(&self) -> String {
+    /// The guest's QEMU, without what connects it.
+    fn command(&self) -> Vec<String> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let kernel_arguments = format!("{KERNEL_ARGUMENTS} address={GUEST}/24");
         let command = [
@@ -217,10 +232,22 @@ impl Lab {
             &kernel_arguments,
             "-device",
             "virtio-net-pci,netdev=net0,mac=52:54:00:00:77:0a,romfile=",
-            "-device",
-            "virtio-blk-pci,drive=disk0",
         ];
-        let command = Value::from(command.map(Value::from).to_vec());
+        let disk: &[&str] = if self.parts.attach { &[] } else { &["-device", "virtio-blk-pci,drive=disk0"] };
+        command.iter().chain(disk).map(|word| (*word).to_owned()).collect()
+    }
+
+    fn configuration(&self) -> String {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let command = Value::from(self.command().into_iter().map(Value::from).collect::<Vec<_>>());
+        let (attach, guest, disk) = match self.parts.attach {
+            true => (format!("attach = {{ qmp = {MONITOR:?} }}"), format!("guest = {NETWORK:?}"), ""),
+            false => (
+                String::new(),
+                String::new(),
+                "[[disk]]\nid = \"disk0\"\nplugin = \"block-remus\"\nimage = \"disk.img\"",
+            ),
+        };
         let interval = Value::from(self.parts.interval.as_str());
         let detection = Value::from(self.parts.detection.as_str());
         let arbiter = Value::from(text(&self.parts.work.join("arbiter")));
@@ -237,16 +264,15 @@ detection = {detection}
 [guest]
 plugin = "qemu"
 command = {command}
+{attach}
 
 [[network]]
 id = "net0"
 plugin = "userspace"
 uplink = {{ tap = "{TAP}" }}
+{guest}
 
-[[disk]]
-id = "disk0"
-plugin = "block-remus"
-image = "disk.img"
+{disk}
 
 [transport]
 plugin = "tcp"

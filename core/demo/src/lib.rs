@@ -9,6 +9,7 @@ pub mod lab;
 pub mod network;
 pub mod node;
 mod report;
+pub mod vm;
 
 use checker::{CheckError, Load};
 use lab::{Lab, LabError, Pair, Parts};
@@ -97,6 +98,7 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
         detection: "200ms".into(),
         peer: lab::STANDBY_ADDRESS.into(),
         tls: false,
+        attach: false,
     })?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut rounds = Vec::new();

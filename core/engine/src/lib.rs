@@ -41,6 +41,8 @@ pub use parts::PluginFailure;
 pub enum ProtectEnd {
     /// It was told to end before the guest ran.
     Stopped,
+    /// It was told to end while a guest ran that is somebody else's, and that runs on.
+    LetGo,
     /// The guest shut itself down, or was asked to by [`Command::PowerDown`] or [`Command::Kill`].
     GuestEnded,
     /// The standby owns the guest: this side's copy was ended.

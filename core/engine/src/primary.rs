@@ -257,6 +257,10 @@ impl Loop<'_> {
                     self.await_link_end();
                     return Ok(ProtectEnd::HandedOver);
                 }
+                // Asked to end a guest that is somebody else's, this side only lets go of it.
+                PrimaryState::Alone if self.after_alone.is_some() && self.parts.guest.outlives() => {
+                    return Ok(ProtectEnd::LetGo);
+                }
                 _ => {}
             }
         }

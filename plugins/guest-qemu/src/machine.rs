@@ -9,7 +9,7 @@ use crate::options::{Attach, Options};
 use crate::process::{Launch, Process};
 use crate::qmp::{Command, Qmp, QmpError};
 use crate::saved::Saved;
-use crate::track::{TrackError, Tracker};
+use crate::track::{Owner, TrackError, Tracker};
 use crate::watchdog::Watchdog;
 use aventine_api::{Attachments, GuestEvent, PageBitmap, Side};
 use rustix::fs::MemfdFlags;
@@ -147,7 +147,7 @@ impl Machine {
         let Attached { process, mut qmp, watchdog, memory, ram } =
             attach::attach(options, attach, dir, attachments, deadline)?;
         inspect(&mut qmp, &ram, attachments, deadline)?;
-        let tracker = Tracker::of_others(process.pid(), memory.as_fd(), memory.bytes())?;
+        let tracker = Tracker::start(process.pid(), Owner::Others, memory.as_fd(), memory.bytes())?;
         let saved = Saved::new().map_err(StartError::Channels)?;
         let save_to = saved.lend(&mut qmp, deadline).map_err(StartError::Lend)?;
         Ok(Machine {
@@ -235,10 +235,16 @@ impl Machine {
         if self.phase == Phase::Waiting {
             return Err(CallError::NotActive);
         }
-        match self.tracker.scan(dirty) {
+        let runs = self.phase == Phase::Running;
+        if runs && self.tracker.needs_pause() {
+            self.pause()?;
+        }
+        let scanned = match self.tracker.scan(dirty) {
             Err(TrackError::Gone) => Err(self.ended_or(CallError::Track(TrackError::Gone))),
             scanned => scanned.map_err(CallError::Track),
-        }
+        };
+        let resumed = if runs { self.resume() } else { Ok(()) };
+        scanned.and(resumed)
     }
 
     pub(crate) fn populated(&mut self, pages: &mut PageBitmap) -> Result<(), CallError> {
@@ -254,6 +260,10 @@ impl Machine {
         }
         let answer = self.qmp.execute(&Command::new("system_powerdown"), None);
         self.checked(answer).map(drop)
+    }
+
+    pub(crate) fn outlives(&self) -> bool {
+        !self.process.is_own()
     }
 
     pub(crate) fn kill(&mut self) -> Result<(), CallError> {
@@ -351,7 +361,7 @@ fn set_up(
         // Whatever QEMU may have put there: the image starts empty.
         memory.clear().map_err(|source| StartError::Memory { bytes: memory.bytes(), source })?;
     }
-    let tracker = Tracker::of_child(process.pid(), memory.as_fd(), memory.bytes())?;
+    let tracker = Tracker::start(process.pid(), Owner::Us, memory.as_fd(), memory.bytes())?;
     Ok((qmp, tracker, save_to))
 }
 

@@ -6,6 +6,9 @@
 //!                                   ▲     └──────────── passing ────────────┘              │
 //!                                   └──────────────────────── inbound ◄────────────────────┘
 //! ```
+//! The guest's QEMU connects to a socket in the state directory. With `guest = "PATH"`, on the primary, it is a VM that
+//! runs already and listens there itself; the buffer connects to it whenever it is not connected.
+//!
 //! Invariants:
 //! - While holding, a frame reaches `out` only by [`NetworkBuffer::release`] of the epoch it was sealed into, or by
 //!   `disengage(Owner)`.

@@ -3,16 +3,19 @@
 //! ```text
 //! cargo xtask demo [options of `aventine demo`]
 //! cargo xtask test [options of the test runner]
+//! cargo xtask lab [--env NAME=VALUE]... PROGRAM [arguments of the program]
 //! ```
 #![forbid(unsafe_code)]
 
 mod cpio;
 mod guest;
 mod kernel;
+mod lab;
 mod machine;
 mod run;
 
 use guest::GuestError;
+use lab::{Job, LabError};
 use machine::MachineError;
 use run::RunError;
 use std::ffi::OsString;
@@ -26,7 +29,8 @@ Usage: cargo xtask COMMAND [OPTIONS]
 
 Commands:
   demo   install what is missing, build, make the guest and run `aventine demo` with the OPTIONS
-  test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS";
+  test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS
+  lab    boot a machine with Debian's kernel and run a program of this host in it: [--env NAME=VALUE]... PROGRAM ...";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,8 @@ enum Error {
     Guest(#[from] GuestError),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[error(transparent)]
+    Lab(#[from] LabError),
     #[error("Cannot start {program}")]
     Start { program: PathBuf, source: std::io::Error },
 }
@@ -50,6 +56,7 @@ fn main() -> ExitCode {
     let result = match command.as_ref().and_then(|command| command.to_str()) {
         Some("demo") => demo(&rest),
         Some("test") => test(&rest),
+        Some("lab") => lab(rest),
         Some("help" | "-h" | "--help") => {
             println!("{USAGE}");
             Ok(())
@@ -100,9 +107,27 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     runner.args(&words[1..]).args(options).current_dir(root());
     runner.env("AVENTINE_PROGRAM", target().join("debug/aventine"));
     runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
+    // For tests that need another kernel than this host's.
+    if let Ok(own) = std::env::current_exe() {
+        runner.env("AVENTINE_LAB", own);
+    }
     // For `cargo test`; nextest has a configuration that knows which tests must be alone.
     runner.env("AVENTINE_WORK", target().join("e2e")).env("RUST_TEST_THREADS", "1");
     Err(Error::Start { program: words[0].clone().into(), source: runner.exec() })
+}
+
+/// Runs a program in the lab.
+fn lab(words: Vec<OsString>) -> Result<(), Error> {
+    let mut words = words.into_iter().map(|word| word.into_string()).collect::<Result<Vec<_>, _>>();
+    let words = words.as_mut().map_err(|_| Error::Usage)?;
+    let mut environment = Vec::new();
+    while words.first().is_some_and(|word| word == "--env") && words.len() > 2 {
+        environment.extend(words.drain(..2).nth(1));
+    }
+    let (program, arguments) = words.split_first().ok_or(Error::Usage)?;
+    let job = Job { program: program.into(), arguments: arguments.to_vec(), environment };
+    machine::install(machine::DEMO)?;
+    Ok(lab::run(&guest::make(&target().join("guest"))?, &job)?)
 }
 
 fn cargo(arguments: &[&str]) -> Result<(), RunError> {

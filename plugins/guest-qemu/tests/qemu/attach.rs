@@ -108,7 +108,7 @@ fn a_running_vm_is_protected_where_it_runs() {
     let mut lab = vm.protector();
     ok(lab.start(&Attachments::default()));
     assert_eq!(lab.process(), Some(vm.child.id()));
-    assert!(vm.is_running(), "attaching leaves it running");
+    assert!(lab.outlives() && vm.is_running(), "attaching leaves it running");
     until_counting(&*lab);
     let mut replica = Replica::new(&*lab);
     replica.copy_all(&mut *lab);
