@@ -340,7 +340,8 @@ fn an_attached_vm_whose_controller_was_killed_is_protected_again() {
     let status = pair.primary.wait_end(LIMIT).unwrap();
     assert!(status.success(), "{status}\n{}", pair.primary.log());
     assert!(pair.vm.as_mut().unwrap().is_there().unwrap());
-    pair.standby.kill(false).unwrap();
+    pair.standby.signal(Signal::KILL).unwrap();
+    pair.standby.wait_end(LIMIT).unwrap();
     lab.restart(&mut pair).unwrap();
     load.wait_answers(SOME, LIMIT).unwrap();
     pair.fail_over(true).unwrap();
