@@ -62,6 +62,10 @@ pub(crate) fn run(args: &Run, side: Side) -> Exit {
             tell("Ended; no guest runs here.");
             Exit::Done
         }
+        Ok(End::LetGo) => {
+            tell("The guest runs on; its network waits for the next `protect`.");
+            Exit::Done
+        }
         Ok(End::GuestEnded) => {
             tell("The guest has ended.");
             Exit::Done

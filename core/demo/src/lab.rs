@@ -14,6 +14,7 @@
 
 use crate::network::{GUESTS, Host, Network, NetworkError, TAPS};
 use crate::node::{self, Node, NodeError, Role};
+use crate::vm::{MONITOR, NETWORK, Vm};
 use aventine_engine::Status;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, DirBuilder, File};
@@ -89,6 +90,8 @@ pub struct Parts {
     pub tls: bool,
     /// Within how many epochs the audit compares all of guest memory, if there is one.
     pub audit: Option<u32>,
+    /// Whether the guest is a VM that runs already when the primary comes: it is attached to, and has no disk.
+    pub attach: bool,
     /// Staging memory of each side, as the configuration writes it.
     pub staging: String,
     /// QEMU's arguments besides those that every guest has.
@@ -110,6 +113,7 @@ impl Default for Parts {
             proxy: None,
             tls: false,
             audit: None,
+            attach: false,
             staging: "256MiB".into(),
             qemu: vec!["-no-reboot".into()],
             kernel_words: "panic=-1".into(),
@@ -159,7 +163,9 @@ pub struct Pair {
     detection: String,
     /// Which guest it is.
     pub site: Site,
-    /// Dropped first, so that it does not fail over while the pair ends.
+    /// The VM that was attached to.
+    pub vm: Option<Vm>,
+    /// Dropped first of the two, so that it does not fail over while the pair ends.
     pub primary: Node,
     /// On the other host.
     pub standby: Node,
@@ -211,9 +217,12 @@ impl Lab {
 
     /// Starts a standby and a primary on what their hosts have, and waits until the guest is protected.
     pub fn launch(&self, site: Site) -> Result<Pair, LabError> {
+        let dir = self.dir(site.primary, site);
+        let vm = self.parts.attach.then(|| Vm::start(&self.command(site), RAM, &dir)).transpose();
+        let vm = vm.map_err(|source| LabError::Files { path: dir, source })?;
         let standby = self.node(site.standby(), site, Role::Standby)?;
         let primary = self.node(site.primary, site, Role::Protect)?;
-        let mut pair = Pair { detection: self.parts.detection.clone(), site, primary, standby };
+        let mut pair = Pair { detection: self.parts.detection.clone(), site, vm, primary, standby };
         self.await_protection(&mut pair)?;
         Ok(pair)
     }
@@ -230,6 +239,12 @@ impl Lab {
     pub fn restart_standby(&self, pair: &mut Pair) -> Result<(), LabError> {
         pair.standby = self.node(pair.site.standby(), pair.site, Role::Standby)?;
         pair.wait_protected()
+    }
+
+    /// Starts both sides anew, with what the ended ones left on their hosts, and waits until the guest is protected again.
+    pub fn restart(&self, pair: &mut Pair) -> Result<(), LabError> {
+        pair.standby = self.node(pair.site.standby(), pair.site, Role::Standby)?;
+        self.restart_primary(pair)
     }
 
     /// Runs `aventine` on a host, in its directory for a guest, to the end.
@@ -291,7 +306,8 @@ impl Lab {
         files.iter().try_for_each(|(from, to)| fs::copy(keys.join(from), dir.join(to)).map(drop))
     }
 
-    fn configuration(&self, site: Site) -> String {
+    /// The guest's QEMU, without what connects it.
+    fn command(&self, site: Site) -> Vec<String> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let number = site.guest + 1;
         let kernel_words = &self.parts.kernel_words;
@@ -318,11 +334,23 @@ impl Lab {
             &kernel_arguments,
             "-device",
             &network,
-            "-device",
-            "virtio-blk-pci,drive=disk0",
         ];
-        let command = command.into_iter().chain(self.parts.qemu.iter().map(String::as_str));
-        let command = Value::from(command.map(Value::from).collect::<Vec<_>>());
+        let disk: &[&str] = if self.parts.attach { &[] } else { &["-device", "virtio-blk-pci,drive=disk0"] };
+        let own = self.parts.qemu.iter().map(String::as_str);
+        command.into_iter().chain(disk.iter().copied()).chain(own).map(str::to_owned).collect()
+    }
+
+    fn configuration(&self, site: Site) -> String {
+        let command = self.command(site).into_iter().map(Value::from).collect::<Vec<_>>();
+        let command = Value::from(command);
+        let (attach, guest, disk) = match self.parts.attach {
+            true => (format!("attach = {{ qmp = {MONITOR:?} }}"), format!("guest = {NETWORK:?}"), ""),
+            false => (
+                String::new(),
+                String::new(),
+                "[[disk]]\nid = \"disk0\"\nplugin = \"block-remus\"\nimage = \"disk.img\"",
+            ),
+        };
         let value = |text: &String| Value::from(text.as_str());
         let (interval, detection) = (value(&self.parts.interval), value(&self.parts.detection));
         let staging = value(&self.parts.staging);
@@ -347,16 +375,15 @@ detection = {detection}
 [guest]
 plugin = "qemu"
 command = {command}
+{attach}
 
 [[network]]
 id = "net0"
 plugin = "userspace"
 uplink = {{ tap = "{tap}" }}
+{guest}
 
-[[disk]]
-id = "disk0"
-plugin = "block-remus"
-image = "disk.img"
+{disk}
 
 [transport]
 plugin = "tcp"

@@ -9,6 +9,7 @@ pub mod lab;
 pub mod network;
 pub mod node;
 mod report;
+pub mod vm;
 
 use checker::{CheckError, Load};
 use lab::{Lab, LabError, Pair, Parts};

@@ -49,6 +49,8 @@ pub use parts::PluginFailure;
 pub enum End {
     /// It was told to end while no guest ran here.
     Stopped,
+    /// It was told to end while a guest ran that is somebody else's, and that runs on.
+    LetGo,
     /// The guest shut itself down, or was asked to by [`Command::PowerDown`] or [`Command::Kill`].
     GuestEnded,
 }

@@ -227,6 +227,10 @@ impl Loop<'_> {
                     }
                     return self.leave();
                 }
+                // Asked to end a guest that is somebody else's, this side only lets go of it.
+                PrimaryState::Alone if self.after_alone.is_some() && self.parts.guest.outlives() => {
+                    return Ok(Left::Ended(End::LetGo));
+                }
                 _ => {}
             }
         }

@@ -1,5 +1,6 @@
 //! What can go wrong, one type for each operation, and what the engine is to make of it.
 
+use crate::attach::AttachError;
 use crate::inject::InjectError;
 use crate::inspect::InspectError;
 use crate::launch::PathError;
@@ -58,6 +59,10 @@ pub(crate) enum StartError {
     #[error("QEMU did not become ready{}", quoted(log))]
     Handshake { log: String, source: QmpError },
     #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error("Could not hand QEMU the file for its device state")]
+    Lend(#[source] QmpError),
+    #[error(transparent)]
     Inspect(#[from] InspectError),
     #[error(transparent)]
     Track(#[from] TrackError),
@@ -73,8 +78,16 @@ impl From<StartError> for PluginError {
             StartError::Handshake { source, .. } | StartError::Inspect(InspectError::Qmp(source)) => {
                 qmp_code(source)
             }
-            StartError::Inspect(InspectError::Form { .. }) => ErrorCode::Corrupt,
-            StartError::Inspect(_) => ErrorCode::Refused,
+            StartError::Lend(source) | StartError::Attach(AttachError::Qmp(source)) => qmp_code(source),
+            StartError::Attach(AttachError::Form { .. }) | StartError::Inspect(InspectError::Form { .. }) => {
+                ErrorCode::Corrupt
+            }
+            StartError::Attach(
+                AttachError::Connect { .. } | AttachError::Greeting { .. } | AttachError::Process { .. },
+            ) => ErrorCode::Unavailable,
+            StartError::Attach(AttachError::Memory { .. } | AttachError::Watchdog(_)) => ErrorCode::Io,
+            StartError::Attach(AttachError::NotThere { .. }) => ErrorCode::Config,
+            StartError::Attach(AttachError::Lacking(_)) | StartError::Inspect(_) => ErrorCode::Refused,
             StartError::Track(TrackError::Layout { .. }) => ErrorCode::Config,
             StartError::Track(_) => ErrorCode::Unavailable,
         };
@@ -166,6 +179,8 @@ pub(crate) fn may_be_the_end(error: &StartError) -> bool {
     matches!(
         error,
         StartError::Handshake { source: QmpError::Closed, .. }
+            | StartError::Lend(QmpError::Closed)
+            | StartError::Attach(AttachError::Qmp(QmpError::Closed))
             | StartError::Inspect(InspectError::Qmp(QmpError::Closed))
             | StartError::Track(TrackError::Gone | TrackError::Map(_))
             | StartError::Track(TrackError::Inject(InjectError::Ended | InjectError::Map(_)))

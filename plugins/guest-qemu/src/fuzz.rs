@@ -27,7 +27,7 @@ pub fn qmp(data: &[u8]) {
     };
     if greets & 2 == 0 {
         // Whether the machine can be protected is for others to say.
-        let _ = inspect(&mut qmp, &attached, deadline);
+        let _ = inspect(&mut qmp, crate::launch::RAM, &attached, deadline);
     }
     let drained = qmp.drain();
     let stop = Command::new("stop");

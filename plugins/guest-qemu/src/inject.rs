@@ -9,14 +9,19 @@
 //! ```
 //! The second interrupt is what makes it invisible: the kernel decides whether an interrupted system call of the
 //! thread's own is restarted when the thread leaves a stop of that kind, and only then.
+//!
+//! A tracer that dies in between leaves the thread with foreign registers. A QEMU that dies with its tracer needs no care;
+//! for any other one, [`apart`] does it in a process that nobody has a reason to kill.
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("guest-qemu sets the registers of QEMU's main thread and knows those of x86-64 only");
 
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitId, WaitIdOptions};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions};
 use std::fs::File;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 
 /// What a thread reports when it stops for the interrupt, not for a signal.
@@ -44,7 +49,7 @@ pub(crate) enum InjectError {
     Call { name: &'static str, source: io::Error },
 }
 
-/// A child process whose main thread is stopped. It goes on when this is dropped. Must stay on one thread: the kernel
+/// A process whose main thread is stopped. It goes on when this is dropped. Must stay on one thread: the kernel
 /// accepts requests from the tracing thread only.
 pub(crate) struct StoppedProcess {
     pid: Pid,
@@ -54,17 +59,16 @@ pub(crate) struct StoppedProcess {
 }
 
 impl StoppedProcess {
-    /// Stops the main thread of our child `pid`.
-    pub(crate) fn stop(pid: Pid) -> Result<StoppedProcess, InjectError> {
+    /// Stops the main thread of `pid`. `instruction` comes from [`find_instruction`]. Allocates nothing.
+    pub(crate) fn stop(pid: Pid, instruction: u64) -> Result<StoppedProcess, InjectError> {
         let options = libc::PTRACE_O_TRACESYSGOOD as usize;
         request(pid, libc::PTRACE_SEIZE, 0, options).map_err(trace("attaching to it"))?;
         // From here on dropping detaches, whatever happens.
         // SAFETY: registers are plain numbers, for which zero is a value.
         let saved = unsafe { std::mem::zeroed() };
-        let mut process = StoppedProcess { pid, instruction: 0, saved, mask: 0 };
+        let mut process = StoppedProcess { pid, instruction, saved, mask: 0 };
         process.interrupt()?;
         process.until_interrupted()?;
-        process.instruction = find_instruction(pid)?;
         let (saved, mask) = (&raw mut process.saved as usize, &raw mut process.mask as usize);
         request(pid, libc::PTRACE_GETREGS, 0, saved).map_err(trace("reading its registers"))?;
         request(pid, PTRACE_GETSIGMASK, SIGSET, mask).map_err(trace("reading its signal mask"))?;
@@ -175,8 +179,92 @@ fn request(pid: Pid, request: libc::c_uint, address: usize, data: usize) -> io::
     }
 }
 
+/// Runs `work` in a process made for it, which shares our descriptors and goes on when we are killed: a process whose
+/// registers are changed must not lose who changes them back. Only a `work` that allocates nothing and takes no lock may
+/// run there. Answers the number that it made.
+pub(crate) fn apart(work: impl FnOnce() -> Result<RawFd, ApartError>) -> Result<RawFd, InjectError> {
+    let (read, write) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| trace("making a pipe")(e.into()))?;
+    // SAFETY: the child is a copy of this thread alone. By this function's contract it makes system calls and nothing
+    // else until it exits.
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0) };
+    match child {
+        -1 => return Err(trace("making a process that does it")(io::Error::last_os_error())),
+        0 => {
+            // SAFETY: plain system calls; a terminal's signals must not reach this process.
+            unsafe { libc::setsid() };
+            let (step, value) = match work() {
+                Ok(value) => (0, value),
+                Err(ApartError { step, errno }) => (step as i32, errno),
+            };
+            let mut report = [0; 8];
+            report[..4].copy_from_slice(&step.to_ne_bytes());
+            report[4..].copy_from_slice(&value.to_ne_bytes());
+            let written = rustix::io::write(&write, &report).is_ok();
+            // SAFETY: ends this process and runs nothing of the parent's.
+            unsafe { libc::_exit(i32::from(!written)) }
+        }
+        _ => {}
+    }
+    let child = Pid::from_raw(child as i32);
+    let ended = loop {
+        match rustix::process::waitpid(child, WaitOptions::empty()) {
+            Err(Errno::INTR) => {}
+            ended => break ended,
+        }
+    };
+    let mut report = [0; 8];
+    let whole = ended.is_ok_and(|e| e.is_some_and(|(_, status)| status.exit_status() == Some(0)))
+        && rustix::io::read(&read, &mut report) == Ok(report.len());
+    if !whole {
+        return Err(InjectError::Ended);
+    }
+    let number = |at: usize| i32::from_ne_bytes([report[at], report[at + 1], report[at + 2], report[at + 3]]);
+    let source = || io::Error::from_raw_os_error(number(4));
+    Err(match number(0) {
+        0 => return Ok(number(4)),
+        step if step == Step::Call as i32 => {
+            InjectError::Call { name: "userfaultfd or madvise", source: source() }
+        }
+        step if step == Step::Ended as i32 => InjectError::Ended,
+        _ => InjectError::Trace { doing: "making it execute a system call", source: source() },
+    })
+}
+
+/// What failed apart, in a form that crosses processes.
+pub(crate) struct ApartError {
+    step: Step,
+    errno: i32,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    Trace = 1,
+    Call,
+    Ended,
+}
+
+impl From<InjectError> for ApartError {
+    fn from(error: InjectError) -> ApartError {
+        let (step, source) = match &error {
+            InjectError::Call { source, .. } => (Step::Call, source),
+            InjectError::Trace { source, .. } | InjectError::Map(source) => (Step::Trace, source),
+            InjectError::NoInstruction | InjectError::Ended => {
+                return ApartError { step: Step::Ended, errno: 0 };
+            }
+        };
+        ApartError { step, errno: source.raw_os_error().unwrap_or(0) }
+    }
+}
+
+impl From<Errno> for ApartError {
+    fn from(error: Errno) -> ApartError {
+        ApartError { step: Step::Trace, errno: error.raw_os_error() }
+    }
+}
+
 /// The address of a `syscall` instruction in the process: the vDSO always has one.
-fn find_instruction(pid: Pid) -> Result<u64, InjectError> {
+pub(crate) fn find_instruction(pid: Pid) -> Result<u64, InjectError> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(InjectError::Map)?;
     let vdso = maps.lines().find(|line| line.ends_with("[vdso]")).ok_or(InjectError::NoInstruction)?;
     let (start, end) = crate::track::address_range(vdso).ok_or(InjectError::NoInstruction)?;
@@ -205,8 +293,9 @@ mod tests {
         let pid = Pid::from_child(&child);
         let mut output = child.stdout.take().unwrap();
         output.read_exact(&mut [0; 6]).unwrap();
+        let instruction = find_instruction(pid).unwrap();
         for _ in 0..1000 {
-            let mut stopped = StoppedProcess::stop(pid).unwrap();
+            let mut stopped = StoppedProcess::stop(pid, instruction).unwrap();
             let answer = stopped.call("getpid", libc::SYS_getpid, [0; 3]).unwrap();
             assert_eq!(answer, pid.as_raw_nonzero().get() as u64);
             let error = stopped.call("close", libc::SYS_close, [9999, 0, 0]).unwrap_err();
@@ -226,7 +315,7 @@ mod tests {
         let pid = Pid::from_child(&child);
         let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         rustix::process::waitid(WaitId::Pid(pid), ended).unwrap();
-        assert!(StoppedProcess::stop(pid).is_err());
+        assert!(StoppedProcess::stop(pid, 0).is_err());
         assert!(child.wait().unwrap().success());
     }
 }

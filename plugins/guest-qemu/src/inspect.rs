@@ -1,7 +1,6 @@
 //! What a machine may hold: asked of QEMU once it is made, before the guest runs. Whatever the guest could change or
 //! say without its being replicated is refused by name.
 
-use crate::launch::RAM;
 use crate::qmp::{Command, Qmp, QmpError};
 use aventine_api::Attachments;
 use serde::Deserialize;
@@ -15,6 +14,8 @@ pub(crate) enum InspectError {
     Qmp(#[from] QmpError),
     #[error("QEMU's answer to {what} has another form than expected")]
     Form { what: &'static str },
+    #[error("QEMU cannot save the state of this machine: {reasons}")]
+    Blocked { reasons: String },
     #[error("The memory {name} is not replicated: {hint}")]
     Memory { name: String, hint: &'static str },
     #[error("The device {name} cannot be protected: {why}")]
@@ -51,8 +52,14 @@ const DEVICES: [(&str, &str); 8] = [
 const ROMS: [&str; 2] = ["pc.bios", "pc.rom"];
 
 /// Refuses what cannot be protected.
-pub(crate) fn inspect(qmp: &mut Qmp, attached: &Attachments, deadline: Instant) -> Result<(), InspectError> {
-    check_memory(&qmp.human("info ramblock", deadline)?)?;
+pub(crate) fn inspect(
+    qmp: &mut Qmp,
+    ram: &str,
+    attached: &Attachments,
+    deadline: Instant,
+) -> Result<(), InspectError> {
+    check_memory(&qmp.human("info ramblock", deadline)?, ram)?;
+    check_blockers(qmp.execute(&Command::new("query-migrate"), Some(deadline))?)?;
     for path in ["/machine/peripheral", "/machine/peripheral-anon"] {
         let children = qmp.execute(&Command::with("qom-list", &json!({ "path": path })), Some(deadline))?;
         check_devices(children)?;
@@ -64,15 +71,31 @@ pub(crate) fn inspect(qmp: &mut Qmp, attached: &Attachments, deadline: Instant) 
 }
 
 /// A table whose first column is the name; a page size follows it in every row but the title.
-fn check_memory(table: &str) -> Result<(), InspectError> {
+fn check_memory(table: &str, ram: &str) -> Result<(), InspectError> {
     let rows = table.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>();
     let names = rows.iter().skip(1).filter_map(|row| row.split_ascii_whitespace().next()).collect::<Vec<_>>();
-    if !names.contains(&RAM) {
+    if !names.contains(&ram) {
         return Err(InspectError::Form { what: "info ramblock" });
     }
-    match names.into_iter().find(|name| !(*name == RAM || is_rom(name))) {
+    match names.into_iter().find(|name| !(*name == ram || is_rom(name))) {
         None => Ok(()),
         Some(name) => Err(InspectError::Memory { name: name.to_owned(), hint: memory_hint(name) }),
+    }
+}
+
+/// What QEMU itself says about devices whose state cannot be saved.
+fn check_blockers(answer: Value) -> Result<(), InspectError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Migration {
+        #[serde(default)]
+        blocked_reasons: Vec<String>,
+    }
+    let Migration { blocked_reasons } =
+        serde_json::from_value(answer).map_err(|_| InspectError::Form { what: "query-migrate" })?;
+    match blocked_reasons.is_empty() {
+        true => Ok(()),
+        false => Err(InspectError::Blocked { reasons: blocked_reasons.join("; ") }),
     }
 }
 
@@ -159,6 +182,7 @@ fn check_networks(list: &str, attached: &[&str]) -> Result<(), InspectError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::launch::RAM;
 
     const TITLE: &str =
         "\n   Block Name    PSize   Offset   Used   Total\n aventine-ram    4 KiB  0x0 0x1 0x1\n";
@@ -167,14 +191,14 @@ mod tests {
     fn only_the_backend_and_roms_may_be_memory() {
         let roms =
             " pc.bios 4 KiB 0x0\n pc.rom 4 KiB\n/rom@etc/acpi/tables 4 KiB\n0000:00:02.0/e1000e.rom 4 KiB\n";
-        check_memory(&format!("{TITLE}{roms}")).unwrap();
+        check_memory(&format!("{TITLE}{roms}"), RAM).unwrap();
         for (name, hint) in
             [("0000:00:01.0/vga.vram", "-vga none"), ("system.flash0", "SeaBIOS"), ("x.ram", "device")]
         {
-            let error = check_memory(&format!("{TITLE}{roms} {name} 4 KiB\n")).unwrap_err().to_string();
+            let error = check_memory(&format!("{TITLE}{roms} {name} 4 KiB\n"), RAM).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(hint), "{error}");
         }
-        assert!(matches!(check_memory("nonsense"), Err(InspectError::Form { .. })));
+        assert!(matches!(check_memory("nonsense", RAM), Err(InspectError::Form { .. })));
     }
 
     #[test]
@@ -198,6 +222,13 @@ mod tests {
         assert!(error.contains("/machine/x"), "{error}");
         assert!(matches!(check_disks(disk("other", true, true), &[]), Err(InspectError::Direct { .. })));
         assert!(matches!(check_disks(json!({}), &[]), Err(InspectError::Form { .. })));
+    }
+
+    #[test]
+    fn what_blocks_a_migration_blocks_protection() {
+        check_blockers(json!({})).unwrap();
+        let error = check_blockers(json!({ "blocked-reasons": ["no such luck"] })).unwrap_err();
+        assert!(error.to_string().ends_with(": no such luck"), "{error}");
     }
 
     #[test]

@@ -60,6 +60,9 @@ fn netdev(id: &str, attachment: &NetAttachment) -> Result<Value, PathError> {
         NetAttachment::Stream(path) => {
             json!({ "type": "stream", "id": id, "server": false, "addr": { "type": "unix", "path": text(path)? } })
         }
+        NetAttachment::Served(path) => {
+            json!({ "type": "stream", "id": id, "server": true, "addr": { "type": "unix", "path": text(path)? } })
+        }
         NetAttachment::Tap(name) => {
             json!({ "type": "tap", "id": id, "ifname": name, "script": "no", "downscript": "no" })
         }
@@ -84,7 +87,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     fn made(side: Side) -> Vec<String> {
-        let options = Options { command: vec!["qemu".into(), "-nodefaults".into()], ram: 8192 };
+        let options = Options { command: vec!["qemu".into(), "-nodefaults".into()], attach: None, ram: 8192 };
         let attachments = Attachments {
             networks: vec![
                 ("net0".into(), NetAttachment::Stream("/run/a,b".into())),

@@ -24,8 +24,12 @@
 //!  primary:  start (-S) ─► paused ⇄ running          standby:  start (-incoming defer) ─► waiting ─► running ⇄ paused
 //! ```
 //!
+//! With `attach = { qmp = "PATH" }` the primary takes a VM that runs already in the place of one of its own (`attach`):
+//! RAM is then whatever file that QEMU maps, the monitor a unix socket, and the VM outlives this process, never paused
+//! (`watchdog`).
+//!
 //! Invariants:
-//! - QEMU ends with the thread that called [`start`](aventine_api::Guest::start): the kernel kills it. That thread must
+//! - A QEMU that was started here ends with the thread that called [`start`](aventine_api::Guest::start): the kernel kills it. That thread must
 //!   live as long as the guest.
 //! - Whatever the guest can write or say goes through what is attached; anything else in the machine is refused by name
 //!   before the guest runs (`inspect`). Devices plugged in later through a monitor of the user's own are not checked.
@@ -34,8 +38,9 @@
 //! - No thread of its own and no time limit inside a pause: a call waits for QEMU's answer or for its end, and its end
 //!   is noticed at once.
 //!
-//! Needs an x86-64 host with Linux 6.7 or later.
+//! Needs an x86-64 host with Linux 6.7 or later, or an older one with soft-dirty bits.
 
+mod attach;
 mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -48,7 +53,9 @@ mod memory;
 mod options;
 mod process;
 mod qmp;
+mod saved;
 mod track;
+mod watchdog;
 
 use aventine_api::{
     Attachments, ConfigError, Context, ErrorCode, Factory, Guest, GuestEvent, PageBitmap, PluginEntry,
@@ -166,6 +173,10 @@ impl Guest for QemuGuest {
 
     fn power_down(&mut self) -> Result<(), PluginError> {
         Ok(self.machine()?.power_down()?)
+    }
+
+    fn outlives(&self) -> bool {
+        self.machine.as_ref().is_some_and(Machine::outlives)
     }
 
     fn kill(&mut self) -> Result<(), PluginError> {

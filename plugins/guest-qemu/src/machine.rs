@@ -1,13 +1,16 @@
 //! One QEMU process with its memory, its control connection and its dirty pages.
 
+use crate::attach::{self, Attached};
 use crate::error::{ActivateError, CallError, EndedError, StartError, may_be_the_end};
 use crate::inspect::inspect;
 use crate::launch;
 use crate::memory::GuestMemory;
-use crate::options::Options;
-use crate::process::{Launch, Process, describe};
+use crate::options::{Attach, Options};
+use crate::process::{Launch, Process};
 use crate::qmp::{Command, Qmp, QmpError};
-use crate::track::{TrackError, Tracker};
+use crate::saved::Saved;
+use crate::track::{Owner, TrackError, Tracker};
+use crate::watchdog::Watchdog;
 use aventine_api::{Attachments, GuestEvent, PageBitmap, Side};
 use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -43,18 +46,31 @@ struct Commands {
     resume: Command,
 }
 
+impl Commands {
+    fn new(save_to: &str) -> Commands {
+        // A state saved with `live` also makes QEMU give its disks away: a second one in the same pause would abort it.
+        let to = json!({ "filename": save_to, "live": false });
+        Commands {
+            stop: Command::new("stop"),
+            save: Command::with("xen-save-devices-state", &to),
+            resume: Command::new("cont"),
+        }
+    }
+}
+
 pub(crate) struct Machine {
     // The first field is dropped first: QEMU ends before anything that it uses goes.
     process: Process,
+    /// For a VM that outlives this: resumes it.
+    _watchdog: Option<Watchdog>,
     qmp: Qmp,
     memory: GuestMemory,
     tracker: Tracker,
     phase: Phase,
     commands: Commands,
-    /// QEMU opens it anew for each save, which truncates it.
-    saved: File,
-    /// What an activation reads.
-    incoming: File,
+    saved: Saved,
+    /// What an activation reads, of a QEMU that was started here.
+    incoming: Option<File>,
     end_told: bool,
 }
 
@@ -67,12 +83,26 @@ impl Machine {
         attachments: &Attachments,
     ) -> Result<Machine, StartError> {
         let deadline = Instant::now() + START_LIMIT;
+        match (side, &options.attach) {
+            (Side::Primary, Some(attach)) => Machine::attach(options, attach, dir, attachments, deadline),
+            _ => Machine::launch(options, side, dir, state_dir, attachments, deadline),
+        }
+    }
+
+    fn launch(
+        options: &Options,
+        side: Side,
+        dir: &Path,
+        state_dir: &Path,
+        attachments: &Attachments,
+        deadline: Instant,
+    ) -> Result<Machine, StartError> {
         let memory = GuestMemory::new(options.ram, side == Side::Standby)
             .map_err(|source| StartError::Memory { bytes: options.ram, source })?;
-        let file = |name: &str| rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).map(File::from);
+        let saved = Saved::new().map_err(StartError::Channels)?;
         let channels = |e: rustix::io::Errno| StartError::Channels(e.into());
-        let saved = file("aventine-state").map_err(channels)?;
-        let incoming = file("aventine-incoming").map_err(channels)?;
+        let incoming =
+            rustix::fs::memfd_create("aventine-incoming", MemfdFlags::CLOEXEC).map_err(channels)?;
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(channels)?;
@@ -80,27 +110,58 @@ impl Machine {
             command: launch::command(options, side, memory.as_fd(), theirs.as_fd(), attachments)?,
             dir,
             log: state_dir.join("qemu.log"),
-            inherit: vec![memory.as_fd(), theirs.as_fd(), saved.as_fd(), incoming.as_fd()],
+            inherit: vec![memory.as_fd(), theirs.as_fd(), incoming.as_fd()],
         })?;
         // Held here too, it would hide QEMU's end.
         drop(theirs);
-        let made = set_up(&process, ours, side, &memory, attachments, deadline);
-        let (qmp, tracker) = match made {
+        let made = set_up(&process, ours, side, &memory, &saved, attachments, deadline);
+        let (qmp, tracker, save_to) = match made {
             Ok(parts) => parts,
             Err(error) if may_be_the_end(&error) => {
                 return Err(end_of(&mut process).map_or(error, StartError::Ended));
             }
             Err(error) => return Err(error),
         };
-        let phase = if side == Side::Standby { Phase::Waiting } else { Phase::Paused };
-        let path = format!("/proc/self/fd/{}", saved.as_raw_fd());
-        // A state saved with `live` also makes QEMU give its disks away: a second one in the same pause would abort it.
-        let commands = Commands {
-            stop: Command::new("stop"),
-            save: Command::with("xen-save-devices-state", &json!({ "filename": path, "live": false })),
-            resume: Command::new("cont"),
-        };
-        Ok(Machine { process, qmp, memory, tracker, phase, commands, saved, incoming, end_told: false })
+        Ok(Machine {
+            process,
+            qmp,
+            _watchdog: None,
+            memory,
+            tracker,
+            phase: if side == Side::Standby { Phase::Waiting } else { Phase::Paused },
+            commands: Commands::new(&save_to),
+            saved,
+            incoming: Some(incoming.into()),
+            end_told: false,
+        })
+    }
+
+    /// The VM that runs already goes on running.
+    fn attach(
+        options: &Options,
+        attach: &Attach,
+        dir: &Path,
+        attachments: &Attachments,
+        deadline: Instant,
+    ) -> Result<Machine, StartError> {
+        let Attached { process, mut qmp, watchdog, memory, ram } =
+            attach::attach(options, attach, dir, attachments, deadline)?;
+        inspect(&mut qmp, &ram, attachments, deadline)?;
+        let tracker = Tracker::start(process.pid(), Owner::Others, memory.as_fd(), memory.bytes())?;
+        let saved = Saved::new().map_err(StartError::Channels)?;
+        let save_to = saved.lend(&mut qmp, deadline).map_err(StartError::Lend)?;
+        Ok(Machine {
+            process,
+            phase: if qmp.seen.running { Phase::Running } else { Phase::Paused },
+            qmp,
+            _watchdog: Some(watchdog),
+            memory,
+            tracker,
+            commands: Commands::new(&save_to),
+            saved,
+            incoming: None,
+            end_told: false,
+        })
     }
 
     pub(crate) fn memory(&self) -> &GuestMemory {
@@ -144,6 +205,7 @@ impl Machine {
             Phase::Running => Err(CallError::NotPaused),
             Phase::Saving => Ok(()),
             Phase::Paused => {
+                self.saved.rewind().map_err(CallError::State)?;
                 let sent = self.qmp.send(&self.commands.save);
                 self.checked(sent)?;
                 self.phase = Phase::Saving;
@@ -160,9 +222,7 @@ impl Machine {
         if self.qmp.seen.running {
             return Err(CallError::ResumedByOthers);
         }
-        let length = self.saved.metadata().map_err(CallError::State)?.len();
-        state.resize(length as usize, 0);
-        self.saved.read_exact_at(state, 0).map_err(CallError::State)
+        self.saved.read(state).map_err(CallError::State)
     }
 
     fn finish_save(&mut self) -> Result<(), CallError> {
@@ -175,10 +235,16 @@ impl Machine {
         if self.phase == Phase::Waiting {
             return Err(CallError::NotActive);
         }
-        match self.tracker.scan(dirty) {
+        let runs = self.phase == Phase::Running;
+        if runs && self.tracker.needs_pause() {
+            self.pause()?;
+        }
+        let scanned = match self.tracker.scan(dirty) {
             Err(TrackError::Gone) => Err(self.ended_or(CallError::Track(TrackError::Gone))),
             scanned => scanned.map_err(CallError::Track),
-        }
+        };
+        let resumed = if runs { self.resume() } else { Ok(()) };
+        scanned.and(resumed)
     }
 
     pub(crate) fn populated(&mut self, pages: &mut PageBitmap) -> Result<(), CallError> {
@@ -196,15 +262,18 @@ impl Machine {
         self.checked(answer).map(drop)
     }
 
+    pub(crate) fn outlives(&self) -> bool {
+        !self.process.is_own()
+    }
+
     pub(crate) fn kill(&mut self) -> Result<(), CallError> {
         self.process.kill().map_err(CallError::Process)
     }
 
     pub(crate) fn activate(&mut self, state: &[u8]) -> Result<(), ActivateError> {
-        if self.phase != Phase::Waiting {
-            return Err(ActivateError::NotWaiting);
-        }
-        let loaded = self.load(state);
+        let incoming = self.incoming.take().filter(|_| self.phase == Phase::Waiting);
+        let incoming = incoming.ok_or(ActivateError::NotWaiting)?;
+        let loaded = self.load(&incoming, state);
         match &loaded {
             Ok(()) => self.phase = Phase::Running,
             // A guest that runs after all, later, must not.
@@ -213,10 +282,10 @@ impl Machine {
         loaded
     }
 
-    fn load(&mut self, state: &[u8]) -> Result<(), ActivateError> {
+    fn load(&mut self, incoming: &File, state: &[u8]) -> Result<(), ActivateError> {
         let deadline = Instant::now() + ACTIVATE_LIMIT;
-        self.incoming.write_all_at(state, 0).map_err(ActivateError::State)?;
-        let uri = format!("fd:{}", self.incoming.as_raw_fd());
+        incoming.write_all_at(state, 0).map_err(ActivateError::State)?;
+        let uri = format!("fd:{}", incoming.as_raw_fd());
         let command = Command::with("migrate-incoming", &json!({ "uri": uri }));
         let started =
             self.qmp.execute(&command, Some(deadline)).and_then(|_| self.qmp.until_running(deadline));
@@ -244,7 +313,13 @@ impl Machine {
         if std::mem::take(&mut self.qmp.seen.rebooted) {
             return Ok(Some(GuestEvent::Rebooted));
         }
-        let Some(status) = ended else { return Ok(None) };
+        // A VM that somebody else started may stay, shut down, for its owner to look at.
+        let over = !self.process.is_own() && self.qmp.seen.shutdown.as_ref().is_some_and(|s| s.guest);
+        let how = match ended {
+            Some(how) => how,
+            None if over => String::new(),
+            None => return Ok(None),
+        };
         self.end_told = true;
         Ok(Some(match &self.qmp.seen.shutdown {
             Some(shutdown) if shutdown.guest => GuestEvent::ShutDown,
@@ -252,7 +327,7 @@ impl Machine {
             Some(shutdown) => {
                 GuestEvent::Lost { how: format!("QEMU was ended on this host ({})", shutdown.reason) }
             }
-            None => GuestEvent::Lost { how: format!("QEMU was {}", describe(status)) },
+            None => GuestEvent::Lost { how: format!("QEMU was {how}") },
         }))
     }
 
@@ -274,25 +349,27 @@ fn set_up(
     socket: std::os::fd::OwnedFd,
     side: Side,
     memory: &GuestMemory,
+    saved: &Saved,
     attachments: &Attachments,
     deadline: Instant,
-) -> Result<(Qmp, Tracker), StartError> {
+) -> Result<(Qmp, Tracker, String), StartError> {
     let mut qmp = Qmp::connect(socket, deadline)
         .map_err(|source| StartError::Handshake { log: process.last_words(), source })?;
-    inspect(&mut qmp, attachments, deadline)?;
+    inspect(&mut qmp, launch::RAM, attachments, deadline)?;
+    let save_to = saved.lend(&mut qmp, deadline).map_err(StartError::Lend)?;
     if side == Side::Standby {
         // Whatever QEMU may have put there: the image starts empty.
         memory.clear().map_err(|source| StartError::Memory { bytes: memory.bytes(), source })?;
     }
-    let tracker = Tracker::of_child(process.pid(), memory.as_fd(), memory.bytes())?;
-    Ok((qmp, tracker))
+    let tracker = Tracker::start(process.pid(), Owner::Us, memory.as_fd(), memory.bytes())?;
+    Ok((qmp, tracker, save_to))
 }
 
 /// How QEMU ended, once it has closed its control connection; `None` if it did not end after all.
 fn end_of(process: &mut Process) -> Option<EndedError> {
     process.wait(EXIT_LIMIT);
-    let status = process.ended().ok().flatten()?;
-    Some(EndedError { how: describe(status), log: process.last_words() })
+    let how = process.ended().ok().flatten()?;
+    Some(EndedError { how, log: process.last_words() })
 }
 
 /// The first line of `program --version`, run in `dir`.

@@ -1,6 +1,6 @@
-//! Guest RAM: a memfd that QEMU and this process both map.
+//! Guest RAM: a file in memory that QEMU and this process both map.
 //!
-//! The file never changes its size (sealed), so that no access through the mapping can fault.
+//! A file made here never changes its size (sealed), so that no access through the mapping can fault.
 
 use aventine_api::{PAGE_SIZE, PageBitmap, Region};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
@@ -29,6 +29,20 @@ impl GuestMemory {
         rustix::fs::ftruncate(&file, bytes)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
         let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        GuestMemory::map(file, bytes, length, prot)
+    }
+
+    /// The first `bytes` of a file that a QEMU of somebody else's maps; read-only. Who shrinks the file ends this
+    /// process and that QEMU alike.
+    pub(crate) fn of_file(file: OwnedFd, bytes: u64) -> io::Result<GuestMemory> {
+        let length = usize::try_from(bytes).map_err(|_| Errno::NOMEM)?;
+        if rustix::fs::fstat(&file)?.st_size.cast_unsigned() < bytes {
+            return Err(Errno::NXIO.into());
+        }
+        GuestMemory::map(file, bytes, length, ProtFlags::READ)
+    }
+
+    fn map(file: OwnedFd, bytes: u64, length: usize, prot: ProtFlags) -> io::Result<GuestMemory> {
         // SAFETY: a new shared mapping at an address of the kernel's choice; nothing existing is touched.
         let host =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, prot, MapFlags::SHARED, &file, 0)? };

@@ -2,12 +2,24 @@
 
 use aventine_api::{ConfigError, parse_config};
 use serde::Deserialize;
+use std::path::PathBuf;
 
 /// The keys of a `[guest]` table with `plugin = "qemu"`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
     command: Vec<String>,
+    attach: Option<Attach>,
+}
+
+/// A VM that runs already.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Attach {
+    /// Unix socket of a QMP monitor that nobody else uses. Relative to the configuration.
+    pub(crate) qmp: PathBuf,
+    /// QEMU's process, where it is not the one that listens on `qmp`.
+    pub(crate) pid: Option<i32>,
 }
 
 /// A QEMU command that can be protected.
@@ -15,6 +27,8 @@ struct Table {
 pub(crate) struct Options {
     /// Program and arguments, as configured.
     pub(crate) command: Vec<String>,
+    /// On the primary, the VM to protect in place of one made by `command`.
+    pub(crate) attach: Option<Attach>,
     /// Guest RAM in bytes, rounded up as QEMU does.
     pub(crate) ram: u64,
 }
@@ -60,10 +74,16 @@ const FORBIDDEN_PARTS: [(&str, &str, &str); 10] = [
 impl Options {
     /// Reads and checks the plugin's configuration text.
     pub(crate) fn parse(text: &str) -> Result<Options, ConfigError> {
-        let Table { command } = parse_config(text)?;
+        let Table { command, attach } = parse_config(text)?;
         if command.first().is_none_or(String::is_empty) {
             let help = "For example command = [\"qemu-system-x86_64\", \"-accel\", \"kvm\", \"-m\", \"2G\"]";
             return Err(ConfigError::bad_value(&["command"], "The command names no program", Some(help)));
+        }
+        if let Some(pid) = attach.as_ref().and_then(|a| a.pid)
+            && pid <= 0
+        {
+            let message = format!("{pid} is not the number of a process");
+            return Err(ConfigError::bad_value(&["attach", "pid"], message, None));
         }
         let mut ram = DEFAULT_RAM;
         for (at, argument) in command.iter().enumerate().skip(1) {
@@ -81,7 +101,7 @@ impl Options {
                 })?;
             }
         }
-        Ok(Options { command, ram })
+        Ok(Options { command, attach, ram })
     }
 }
 
@@ -194,6 +214,16 @@ mod tests {
         let line =
             ["-accel", "kvm", "-smp", "2", "-qmp", "unix:/tmp/q,server=on", "-object", "rng-random,id=r"];
         assert_eq!(parse(&line).unwrap().command.len(), 9);
+    }
+
+    #[test]
+    fn a_vm_to_attach_to_is_a_monitor_and_maybe_a_process() {
+        let attach = |text: &str| Options::parse(&format!("command = ['qemu']\nattach = {text}"));
+        let made = attach("{ qmp = 'vm.qmp' }").unwrap().attach;
+        assert_eq!(made, Some(Attach { qmp: "vm.qmp".into(), pid: None }));
+        assert_eq!(attach("{ qmp = 'vm.qmp', pid = 7 }").unwrap().attach.unwrap().pid, Some(7));
+        assert_eq!(attach("{ qmp = 'vm.qmp', pid = 0 }").unwrap_err().path, ["attach", "pid"]);
+        assert!(attach("{ pid = 7 }").is_err());
     }
 
     #[test]

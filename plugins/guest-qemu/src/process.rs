@@ -1,4 +1,4 @@
-//! QEMU as a child process that cannot outlive this one.
+//! QEMU as a process: a child that cannot outlive this one, or one that was there before.
 //!
 //! ```text
 //! fork ─► descriptors made inheritable ─► dies with its parent's thread ─► parent still there? ─► exec
@@ -20,6 +20,8 @@ use std::time::Duration;
 /// How much of the end of the log an error shows.
 const TAIL_BYTES: u64 = 4096;
 const TAIL_LINES: usize = 8;
+/// How long a killed process that is not a child may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why QEMU could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -32,12 +34,19 @@ pub(crate) enum SpawnError {
     Log { path: PathBuf, source: io::Error },
 }
 
-/// A running or ended QEMU. Killed and collected on drop.
+/// A running or ended QEMU.
 pub(crate) struct Process {
-    child: Child,
+    pid: Pid,
+    /// Names this very process, also after its number has been given to another.
     pidfd: OwnedFd,
-    log: PathBuf,
+    own: Option<Own>,
     killed: bool,
+}
+
+/// What is known of a QEMU that was started here. It is killed and collected on drop.
+struct Own {
+    child: Child,
+    log: PathBuf,
 }
 
 /// What QEMU is started with.
@@ -75,7 +84,10 @@ impl Process {
         };
         let mut child = command.spawn().map_err(failed)?;
         match rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Process { child, pidfd, log: launch.log, killed: false }),
+            Ok(pidfd) => {
+                let pid = Pid::from_child(&child);
+                Ok(Process { pid, pidfd, own: Some(Own { child, log: launch.log }), killed: false })
+            }
             Err(e) => {
                 // A child that cannot be watched must not stay behind; killing fails only when it is gone.
                 let _gone = child.kill().and_then(|()| child.wait());
@@ -84,13 +96,26 @@ impl Process {
         }
     }
 
-    pub(crate) fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
+    /// A QEMU that somebody else started. It is left alone on drop.
+    pub(crate) fn of_others(pid: Pid) -> io::Result<Process> {
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Process { pid, pidfd, own: None, killed: false })
     }
 
-    /// How it ended, if it has; also after [`Process::kill`].
-    pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub(crate) fn is_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// How it ended, for a person, if it has; also after [`Process::kill`].
+    pub(crate) fn ended(&mut self) -> io::Result<Option<String>> {
+        match &mut self.own {
+            Some(own) => Ok(own.child.try_wait()?.map(describe)),
+            None => Ok(self.gone(Duration::ZERO).then(|| "ended by somebody else".to_owned())),
+        }
     }
 
     /// Whether it was ended by [`Process::kill`].
@@ -100,29 +125,42 @@ impl Process {
 
     /// Waits until it has ended, at most for `limit`.
     pub(crate) fn wait(&self, limit: Duration) {
-        let Ok(limit) = Timespec::try_from(limit) else { return };
-        while let Err(Errno::INTR) =
-            rustix::event::poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&limit))
-        {}
+        self.gone(limit);
+    }
+
+    fn gone(&self, limit: Duration) -> bool {
+        let Ok(limit) = Timespec::try_from(limit) else { return false };
+        loop {
+            match rustix::event::poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&limit)) {
+                Err(Errno::INTR) => {}
+                answer => return answer.is_ok_and(|ready| ready > 0),
+            }
+        }
     }
 
     /// Ends it at once: on return none of its threads runs. Idempotent.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
         self.killed = true;
+        let Some(Own { child, .. }) = &mut self.own else {
+            let sent = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+            // Only a process that is gone already cannot be found.
+            sent.or_else(|e| if e == Errno::SRCH { Ok(()) } else { Err(e) })?;
+            return if self.gone(KILL_LIMIT) { Ok(()) } else { Err(Errno::TIMEDOUT.into()) };
+        };
         // The command may have been a wrapper that made QEMU its own child. The group is this child's for certain
         // only until the child is collected.
-        if self.child.try_wait()?.is_none() {
-            let group = Pid::from_child(&self.child);
-            let _already_gone = rustix::process::kill_process_group(group, Signal::KILL);
+        if child.try_wait()?.is_none() {
+            let _already_gone = rustix::process::kill_process_group(self.pid, Signal::KILL);
         }
-        self.child.kill()?;
-        self.child.wait().map(drop)
+        child.kill()?;
+        child.wait().map(drop)
     }
 
     /// What it said last, for an error: empty when it said nothing.
     pub(crate) fn last_words(&self) -> String {
+        let Some(Own { log, .. }) = &self.own else { return String::new() };
         let tail = || -> io::Result<Vec<u8>> {
-            let mut log = File::open(&self.log)?;
+            let mut log = File::open(log)?;
             let length = log.seek(SeekFrom::End(0))?;
             log.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
             let mut bytes = Vec::new();
@@ -137,8 +175,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if let Err(error) = self.kill() {
-            tracing::error!(pid = self.child.id(), %error, "could not end QEMU");
+        if self.is_own()
+            && let Err(error) = self.kill()
+        {
+            tracing::error!(pid = %self.pid, %error, "could not end QEMU");
         }
     }
 }
@@ -161,7 +201,7 @@ fn prepare_child(inherit: &[RawFd], parent: Pid) -> io::Result<()> {
 }
 
 /// How a process ended, for a person.
-pub(crate) fn describe(status: ExitStatus) -> String {
+fn describe(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(signal), _) => format!("killed by signal {signal}"),
         (None, Some(code)) => format!("exited with status {code}"),

@@ -6,11 +6,12 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Deserialize;
 use serde_json::Value;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 /// Longest line that is read, in bytes.
@@ -156,6 +157,26 @@ impl Qmp {
         Ok(())
     }
 
+    /// Has QEMU keep a copy of a file; answers the path under which its commands find it. The copy shares its position
+    /// with `file` and goes when this connection ends.
+    pub(crate) fn lend(&mut self, file: BorrowedFd<'_>, deadline: Instant) -> Result<String, QmpError> {
+        let what = "add-fd";
+        let command = Command::new(what);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [file];
+        control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let line = [IoSlice::new(command.line.as_bytes())];
+        // The whole line: it is shorter than any socket's buffer, and nothing else waits in it.
+        rustix::net::sendmsg(&self.socket, &line, &mut control, SendFlags::NOSIGNAL)
+            .map_err(|e| QmpError::Io(e.into()))?;
+        let answer = self.answer(&command, Some(deadline))?;
+        match answer["fdset-id"].as_u64() {
+            Some(set) => Ok(format!("/dev/fdset/{set}")),
+            None => Err(QmpError::Unexpected { what, got: answer.to_string() }),
+        }
+    }
+
     /// Waits for the answer to a command sent before.
     pub(crate) fn answer(&mut self, command: &Command, deadline: Option<Instant>) -> Result<Value, QmpError> {
         let what = command.name;
@@ -247,6 +268,12 @@ impl Qmp {
         self.inbox.clear();
         self.searched = 0;
         self.closed = true;
+    }
+}
+
+impl AsFd for Qmp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

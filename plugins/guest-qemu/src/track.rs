@@ -1,44 +1,25 @@
-//! Which pages QEMU has written: asynchronous write protection of its mapping of guest RAM.
+//! Which pages QEMU has written. The kernel decides how, by what it offers:
 //!
-//! ```text
-//!               UFFDIO_REGISTER (WP)          first write: the kernel drops the protection, nobody is woken
-//! QEMU's page ───────────────────► protected ◄──────────────────────────────────────────► written
-//!                                             PAGEMAP_SCAN: reports and protects again, in one step
-//! ```
+//! | | asynchronous write protection ([`scan`]) | soft-dirty bits ([`soft`]) |
+//! |---|---|---|
+//! | kernel | 6.7 and later | before that, where it has CONFIG_MEM_SOFT_DIRTY |
+//! | asked | guest paused or running | guest paused |
+//! | costs | by dirty pages | by pages of guest RAM |
+//! | guest RAM | may be reclaimed | must be locked into memory |
 //!
-//! What makes a lost bit impossible:
-//! - A page counts as written unless its page table entry says that it is protected. So an entry that the kernel has
-//!   dropped (reclaim under memory pressure) reads as written; a protected one leaves a marker behind when it is
-//!   dropped. Guest RAM therefore need not be locked into memory.
-//! - That holds entry by entry, not for whole page tables, so no huge page may ever be mapped: huge pages are turned
-//!   off for QEMU and for our own mapping of the memory.
-//! - Every write through QEMU's mapping counts, also the kernel's own (a `read` into guest memory). Writes through other
-//!   mappings do not: devices in other processes are refused by `inspect`, and a standby's image is filled that way. Nor
-//!   does a hole punched into the file.
-//! - A page that QEMU has not touched is protected by a marker in the place of its entry, which stays when somebody else
-//!   puts the page there: QEMU's first write to it counts, and nothing before.
-//! - A mapping that has gone away shows no page at all. After each scan it must still be there.
+//! Either names every page that was written through QEMU's mapping since it was last asked, and none that only others have
+//! written.
+
+mod scan;
+mod soft;
 
 use crate::inject::{InjectError, StoppedProcess};
-use aventine_api::{PAGE_SIZE, PageBitmap};
-use linux_raw_sys::general::{
-    PAGE_IS_WPALLOWED, PAGE_IS_WRITTEN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING,
-    UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
-    UFFD_FEATURE_WP_UNPOPULATED, UFFD_USER_MODE_ONLY, UFFDIO_REGISTER_MODE_WP, page_region, pm_scan_arg,
-    uffdio_api, uffdio_range, uffdio_register,
-};
-use linux_raw_sys::ioctl::{UFFDIO_API, UFFDIO_REGISTER};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
-use std::fs::File;
+use aventine_api::PageBitmap;
+use rustix::process::Pid;
+use scan::Protection;
+use soft::SoftDirty;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-
-/// The version of the userfaultfd interface.
-const UFFD_VERSION: u64 = 0xaa;
-/// `_IOWR('f', 16, struct pm_scan_arg)`.
-const PAGEMAP_SCAN: u32 = rustix::ioctl::opcode::read_write::<pm_scan_arg>(b'f', 16);
-/// Runs of written pages that one system call can report.
-const BATCH: usize = 4096;
+use std::os::fd::BorrowedFd;
 
 /// Why dirty pages cannot be tracked.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +28,16 @@ pub(crate) enum TrackError {
     Inject(#[from] InjectError),
     #[error("Could not take over QEMU's userfaultfd")]
     TakeOver(#[source] io::Error),
-    #[error("This kernel lacks asynchronous write protection; dirty pages need Linux 6.7 or later")]
+    #[error(
+        "This kernel has no way to tell dirty pages: neither asynchronous write protection (Linux 6.7) nor soft-dirty bits \
+         (CONFIG_MEM_SOFT_DIRTY)"
+    )]
     Kernel(#[source] io::Error),
+    #[error(
+        "Could not lock guest RAM into memory, without which soft-dirty bits get lost; QEMU needs CAP_IPC_LOCK or a \
+         memlock limit (ulimit -l) above the size of guest RAM"
+    )]
+    Lock(#[source] InjectError),
     #[error("Could not read QEMU's memory map")]
     Map(#[source] io::Error),
     #[error(
@@ -60,6 +49,11 @@ pub(crate) enum TrackError {
     Register(#[source] io::Error),
     #[error("Could not read the dirty pages")]
     Scan(#[source] io::Error),
+    #[error(
+        "QEMU maps guest RAM with huge pages, in which single writes do not show: let the VM begin with `never` in \
+         /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+    )]
+    HugePages,
     #[error("QEMU's mapping of guest RAM is gone")]
     Gone,
 }
@@ -73,133 +67,96 @@ struct Mapping {
 }
 
 /// Tracks the pages of one file written through the mappings of one process.
-pub(crate) struct Tracker {
-    /// Protection ends when the last descriptor is closed.
-    _uffd: OwnedFd,
-    pagemap: File,
-    mappings: Vec<Mapping>,
-    written: Vec<page_region>,
+pub(crate) enum Tracker {
+    Protection(Protection),
+    SoftDirty(SoftDirty),
+}
+
+/// Whose process is tracked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// Our child, which ends with us.
+    Us,
+    /// Not our child: it must survive our end at any moment.
+    Others,
 }
 
 impl Tracker {
-    /// Tracks our child `pid`, which maps all of `memory` (of `bytes`). Stops it for a fraction of a millisecond.
-    pub(crate) fn of_child(pid: Pid, memory: BorrowedFd<'_>, bytes: u64) -> Result<Tracker, TrackError> {
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-            .map_err(|e| TrackError::TakeOver(e.into()))?;
-        let mut stopped = StoppedProcess::stop(pid)?;
-        let made = make_userfaultfd(&mut stopped, &pidfd);
-        stopped.resume()?;
-        Tracker::new(made?, pid, memory, bytes)
+    /// Tracks `pid`, which maps all of `memory` (of `bytes`). Stops it for a fraction of a millisecond.
+    pub(crate) fn start(
+        pid: Pid,
+        owner: Owner,
+        memory: BorrowedFd<'_>,
+        bytes: u64,
+    ) -> Result<Tracker, TrackError> {
+        let protection = match owner {
+            Owner::Us => Protection::of_child(pid, memory, bytes),
+            Owner::Others => Protection::of_others(pid, memory, bytes),
+        };
+        match protection {
+            Ok(protection) => Ok(Tracker::Protection(protection)),
+            Err(error) if error.is_missing() && soft::is_supported() => {
+                tracing::warn!(
+                    reason = %error.cause(),
+                    "this kernel lacks asynchronous write protection; dirty pages are told by soft-dirty bits"
+                );
+                Ok(Tracker::SoftDirty(SoftDirty::start(pid, owner, memory, bytes)?))
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// Registers every mapping of `memory` in the process that made `uffd`, and protects all of it.
-    fn new(uffd: OwnedFd, pid: Pid, memory: BorrowedFd<'_>, bytes: u64) -> Result<Tracker, TrackError> {
-        let features = UFFD_FEATURE_PAGEFAULT_FLAG_WP
-            | UFFD_FEATURE_WP_HUGETLBFS_SHMEM
-            | UFFD_FEATURE_WP_UNPOPULATED
-            | UFFD_FEATURE_WP_ASYNC;
-        let mut api = uffdio_api { api: UFFD_VERSION, features: features.into(), ioctls: 0 };
-        // SAFETY: the request takes a uffdio_api.
-        unsafe { ioctl(uffd.as_fd(), UFFDIO_API, &mut api) }.map_err(TrackError::Kernel)?;
-        let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(TrackError::Map)?;
-        let mappings = find_mappings(pid, memory)?;
-        if !covers(&mappings, bytes) {
-            return Err(TrackError::Layout { pid });
-        }
-        for m in &mappings {
-            let range = uffdio_range { start: m.start, len: m.end - m.start };
-            let mut register = uffdio_register { range, mode: UFFDIO_REGISTER_MODE_WP.into(), ioctls: 0 };
-            // SAFETY: the request takes a uffdio_register; protecting pages changes nothing that they hold.
-            unsafe { ioctl(uffd.as_fd(), UFFDIO_REGISTER, &mut register) }.map_err(TrackError::Register)?;
-        }
-        let none = page_region { start: 0, end: 0, categories: 0 };
-        let mut tracker = Tracker { _uffd: uffd, pagemap, mappings, written: vec![none; BATCH] };
-        // Everything counts as written until it is protected for the first time: also what was never touched.
-        tracker.scan(&mut PageBitmap::new(bytes / PAGE_SIZE as u64))?;
-        Ok(tracker)
+    /// Whether the guest must be paused for [`Tracker::scan`].
+    pub(crate) fn needs_pause(&self) -> bool {
+        matches!(self, Tracker::SoftDirty(_))
     }
 
-    /// Sets the bit of every page written since the last call and protects those pages again. No allocation. After an
-    /// error the bits set so far are valid.
+    /// Sets the bit of every page written since the last call and tracks those pages anew. After an error the bits set so
+    /// far are valid.
     pub(crate) fn scan(&mut self, dirty: &mut PageBitmap) -> Result<(), TrackError> {
-        for m in &self.mappings {
-            let mut at = m.start;
-            while at < m.end {
-                let flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC;
-                let (found, walked) =
-                    walk(&self.pagemap, at..m.end, flags, PAGE_IS_WRITTEN, &mut self.written)?;
-                for run in &self.written[..found] {
-                    let first = (run.start - m.start + m.offset) / PAGE_SIZE as u64;
-                    dirty.set_range(first, (run.end - run.start) / PAGE_SIZE as u64);
-                }
-                at = walked;
-            }
-        }
-        self.mappings.iter().try_for_each(|m| {
-            let page = m.start..m.start + PAGE_SIZE as u64;
-            match walk(&self.pagemap, page, 0, PAGE_IS_WPALLOWED, &mut self.written)? {
-                (1, _) => Ok(()),
-                _ => Err(TrackError::Gone),
-            }
-        })
-    }
-}
-
-/// Has the process make a userfaultfd and takes it over.
-fn make_userfaultfd(process: &mut StoppedProcess, pidfd: &OwnedFd) -> Result<OwnedFd, TrackError> {
-    // Without a privilege only the user-mode kind may be made. It is enough: no fault is ever delivered.
-    let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64 | u64::from(UFFD_USER_MODE_ONLY);
-    let number = process.call("userfaultfd", libc::SYS_userfaultfd, [flags, 0, 0])?;
-    let ours = rustix::process::pidfd_getfd(pidfd, number as i32, PidfdGetfdFlags::empty());
-    process.call("close", libc::SYS_close, [number, 0, 0])?;
-    ours.map_err(|e| TrackError::TakeOver(e.into()))
-}
-
-/// One PAGEMAP_SCAN for pages of `category`: how many runs were found, and up to where the range was walked.
-fn walk(
-    pagemap: &File,
-    range: std::ops::Range<u64>,
-    flags: u32,
-    category: u32,
-    found: &mut [page_region],
-) -> Result<(usize, u64), TrackError> {
-    let mut scan = pm_scan_arg {
-        size: size_of::<pm_scan_arg>() as u64,
-        flags: flags.into(),
-        start: range.start,
-        end: range.end,
-        walk_end: 0,
-        vec: found.as_mut_ptr() as u64,
-        vec_len: found.len() as u64,
-        max_pages: 0,
-        category_inverted: 0,
-        category_mask: category.into(),
-        category_anyof_mask: 0,
-        return_mask: category.into(),
-    };
-    // SAFETY: the request takes a pm_scan_arg, whose `vec` is `found` with its length.
-    match unsafe { ioctl(pagemap.as_fd(), PAGEMAP_SCAN, &mut scan) } {
-        Ok(count) => Ok((count, scan.walk_end)),
-        // No process any more, or something else where the mapping was.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EPERM)) => Err(TrackError::Gone),
-        Err(e) => Err(TrackError::Scan(e)),
-    }
-}
-
-/// # Safety
-/// `request` takes a pointer to a `T`.
-unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: u32, argument: &mut T) -> io::Result<usize> {
-    loop {
-        // SAFETY: the descriptor is open, and by this function's contract the argument fits the request.
-        let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request.into(), std::ptr::from_mut(argument)) };
-        match usize::try_from(answer) {
-            Ok(value) => return Ok(value),
-            Err(_) => match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::Interrupted => {}
-                e => return Err(e),
-            },
+        match self {
+            Tracker::Protection(tracker) => tracker.scan(dirty),
+            Tracker::SoftDirty(tracker) => tracker.scan(dirty),
         }
     }
+}
+
+impl TrackError {
+    /// Whether the kernel lacks what write protection takes.
+    fn is_missing(&self) -> bool {
+        match self {
+            TrackError::Kernel(_) => true,
+            TrackError::Inject(InjectError::Call { source, .. }) => {
+                source.raw_os_error() == Some(libc::ENOSYS)
+            }
+            _ => false,
+        }
+    }
+
+    fn cause(&self) -> &dyn std::error::Error {
+        std::error::Error::source(self).unwrap_or(self)
+    }
+}
+
+fn forbid_huge_pages(process: &mut StoppedProcess, mappings: &[Mapping]) -> Result<(), InjectError> {
+    mappings.iter().try_for_each(|m| {
+        let arguments = [m.start, m.end - m.start, libc::MADV_NOHUGEPAGE as u64];
+        process.call("madvise", libc::SYS_madvise, arguments).map(drop)
+    })
+}
+
+/// Whether any page table of the mappings maps a huge page.
+fn has_huge_pages(pid: Pid, mappings: &[Mapping]) -> Result<bool, TrackError> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).map_err(TrackError::Map)?;
+    let mut inside = false;
+    Ok(text.lines().any(|line| {
+        if let Some((start, _)) = address_range(line) {
+            inside = mappings.iter().any(|m| m.start == start);
+        }
+        let mut words = line.split_ascii_whitespace();
+        let huge = matches!(words.next(), Some("ShmemPmdMapped:" | "FilePmdMapped:"));
+        inside && huge && words.next() != Some("0")
+    }))
 }
 
 /// The addresses at the beginning of a line of `/proc/PID/maps`.
@@ -238,116 +195,106 @@ fn covers(mappings: &[Mapping], bytes: u64) -> bool {
 mod tests {
     use super::*;
     use crate::memory::GuestMemory;
-    use rustix::mm::{Advice, MapFlags, ProtFlags, UserfaultfdFlags};
-    use std::os::fd::FromRawFd;
+    use aventine_api::PAGE_SIZE;
+    use rustix::mm::{Advice, MapFlags, ProtFlags};
+    use std::collections::BTreeSet;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::fd::{AsFd, AsRawFd};
+    use std::process::{Command, Stdio};
 
-    const PAGES: usize = 2048;
+    const PAGES: usize = 1024;
+    /// The file that the other process maps.
+    const MEMORY: &str = "AVENTINE_TEST_MEMORY";
 
-    /// A tracker of this very process, and the mapping it tracks.
-    fn track_ourselves() -> (GuestMemory, *mut u8, Tracker) {
+    /// Whatever tracks here: each page that another process writes, and no other, though it reads pages and others fill
+    /// them. (The test runs on kernels with either tracker; `AVENTINE_TEST_TRACKER` says which it must be.)
+    #[test]
+    fn writes_of_another_process_show_and_nothing_else() {
         let memory = GuestMemory::new((PAGES * PAGE_SIZE) as u64, true).unwrap();
-        let host = memory.region().host.as_ptr();
-        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-        let flags = flags | UserfaultfdFlags::from_bits_retain(UFFD_USER_MODE_ONLY);
-        // SAFETY: faults are resolved by the kernel, so no thread of the test can hang on one.
-        let uffd = unsafe { rustix::mm::userfaultfd(flags).unwrap() };
-        let tracker = Tracker::new(uffd, rustix::process::getpid(), memory.as_fd(), memory.bytes()).unwrap();
-        (memory, host, tracker)
-    }
-
-    fn runs(tracker: &mut Tracker) -> Vec<(u64, u64)> {
-        let mut dirty = PageBitmap::new(PAGES as u64);
-        tracker.scan(&mut dirty).unwrap();
-        dirty.runs().collect()
-    }
-
-    fn write(host: *mut u8, page: usize) {
-        // SAFETY: callers pass pages of the mapping, which is writable.
-        unsafe { host.add(page * PAGE_SIZE).write_volatile(1) };
-    }
-
-    fn drop_entry(host: *mut u8, page: usize) {
-        // SAFETY: the file keeps what the page holds; only the page table entry goes.
-        unsafe {
-            rustix::mm::madvise(host.add(page * PAGE_SIZE).cast(), PAGE_SIZE, Advice::LinuxDontNeed).unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "track::tests::touches_the_pages_it_is_told", "--ignored", "--nocapture"])
+            .env(MEMORY, format!("/proc/{}/fd/{}", std::process::id(), memory.as_fd().as_raw_fd()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut heard = |word: &str| assert!(lines.any(|line| line.unwrap().ends_with(word)), "{word}");
+        heard("ready");
+        let mut tracker =
+            Tracker::start(Pid::from_child(&child), Owner::Us, memory.as_fd(), memory.bytes()).unwrap();
+        if let Ok(expected) = std::env::var("AVENTINE_TEST_TRACKER") {
+            assert_eq!(expected, if tracker.needs_pause() { "soft-dirty" } else { "protection" });
+        }
+        let mut seed = 7u64;
+        let mut random = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % PAGES
         };
-    }
-
-    #[test]
-    fn each_write_shows_once_and_reads_do_not() {
-        let (_memory, host, mut tracker) = track_ourselves();
-        assert_eq!(runs(&mut tracker), []);
-        write(host, 3);
-        write(host, 600);
-        // SAFETY: inside the mapping.
-        assert_eq!(unsafe { host.add(1000 * PAGE_SIZE).read_volatile() }, 0);
-        assert_eq!(runs(&mut tracker), [(3, 1), (600, 1)]);
-        assert_eq!(runs(&mut tracker), []);
-        write(host, 600);
-        assert_eq!(runs(&mut tracker), [(600, 1)]);
-    }
-
-    #[test]
-    fn more_runs_than_one_call_reports() {
-        let (_memory, host, mut tracker) = track_ourselves();
-        tracker.written.truncate(5);
-        let odd = (0..PAGES).skip(1).step_by(2);
-        odd.clone().for_each(|page| write(host, page));
-        assert_eq!(runs(&mut tracker), odd.map(|page| (page as u64, 1)).collect::<Vec<_>>());
-        assert_eq!(runs(&mut tracker), []);
-    }
-
-    #[test]
-    fn a_write_by_the_kernel_counts() {
-        let (_memory, host, mut tracker) = track_ourselves();
-        let (read, write) = rustix::pipe::pipe().unwrap();
-        rustix::io::write(&write, b"bytes").unwrap();
-        // SAFETY: inside the mapping, and nothing else refers to it.
-        let page = unsafe { std::slice::from_raw_parts_mut(host.add(9 * PAGE_SIZE), 5) };
-        rustix::io::read(&read, page).unwrap();
-        assert_eq!(runs(&mut tracker), [(9, 1)]);
-    }
-
-    /// A standby's image is filled through the file or another mapping of it.
-    #[test]
-    fn pages_that_others_fill_count_only_once_they_are_written_here() {
-        let (memory, host, mut tracker) = track_ourselves();
-        let page = [7; PAGE_SIZE];
-        for at in [20, 21, 700] {
-            assert_eq!(rustix::io::pwrite(memory.as_fd(), &page, (at * PAGE_SIZE) as u64), Ok(PAGE_SIZE));
+        let mut dirty = PageBitmap::new(PAGES as u64);
+        for round in 0..300 {
+            for _ in 0..random() % 20 {
+                let page = [round as u8; PAGE_SIZE];
+                rustix::io::pwrite(memory.as_fd(), &page, (random() * PAGE_SIZE) as u64).unwrap();
+            }
+            let reads = (0..random() % 40).map(|_| random()).collect::<Vec<_>>();
+            let writes = (0..random() % 80).map(|_| random()).collect::<BTreeSet<_>>();
+            let orders = reads.iter().map(|page| format!("r{page} "));
+            let orders = orders.chain(writes.iter().map(|page| format!("w{page} "))).collect::<String>();
+            writeln!(child.stdin.as_mut().unwrap(), "{orders}").unwrap();
+            heard("done");
+            dirty.clear();
+            tracker.scan(&mut dirty).unwrap();
+            let found = (0..PAGES).filter(|&page| dirty.contains(page as u64)).collect::<BTreeSet<_>>();
+            assert_eq!(found, writes, "round {round}");
         }
-        assert_eq!(runs(&mut tracker), []);
-        // SAFETY: inside the mapping.
-        assert_eq!(unsafe { host.add(21 * PAGE_SIZE + 9).read_volatile() }, 7);
-        assert_eq!(runs(&mut tracker), []);
-        write(host, 20);
-        write(host, 21);
-        assert_eq!(runs(&mut tracker), [(20, 2)]);
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+        assert!(matches!(tracker.scan(&mut dirty), Err(TrackError::Gone)));
     }
 
-    /// What reclaim does to a page table: a page written before its entry went must still count.
+    /// The other tracker, on Debian 12's kernel.
     #[test]
-    fn a_dropped_entry_loses_no_bit() {
-        let (_memory, host, mut tracker) = track_ourselves();
-        for page in [4, 5, 6] {
-            write(host, page);
+    fn soft_dirty_bits_tell_the_same_on_linux_6_1() {
+        let lab = std::env::var_os("AVENTINE_LAB");
+        let lab = lab.expect("AVENTINE_LAB is not set: run this test with `cargo xtask test`");
+        let output = Command::new(lab)
+            .args(["lab", "--env", "AVENTINE_TEST_TRACKER=soft-dirty"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "track::tests::writes_of_another_process_show_and_nothing_else"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}\n{errors}");
+    }
+
+    #[test]
+    #[ignore = "the other process of another test"]
+    fn touches_the_pages_it_is_told() {
+        let path = std::env::var_os(MEMORY).expect("this is started by another test");
+        let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        let (length, prot) = (PAGES * PAGE_SIZE, ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let host =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, prot, MapFlags::SHARED, &file, 0) };
+        let host = host.unwrap().cast::<u8>();
+        // SAFETY: the advice changes how the mapping is backed, not what it holds.
+        unsafe { rustix::mm::madvise(host.cast(), length, Advice::LinuxNoHugepage).unwrap() };
+        println!("ready");
+        for line in io::stdin().lines() {
+            for order in line.unwrap().split_ascii_whitespace() {
+                let (what, page) = order.split_at(1);
+                let at = page.parse::<usize>().unwrap() * PAGE_SIZE;
+                // SAFETY: inside the mapping.
+                let byte = unsafe { host.add(at).read_volatile() };
+                if what == "w" {
+                    // SAFETY: as above.
+                    unsafe { host.add(at).write_volatile(byte.wrapping_add(1)) };
+                }
+            }
+            println!("done");
         }
-        drop_entry(host, 5);
-        assert_eq!(runs(&mut tracker), [(4, 3)]);
-        drop_entry(host, 6);
-        assert_eq!(runs(&mut tracker), []);
-        write(host, 6);
-        assert_eq!(runs(&mut tracker), [(6, 1)]);
-    }
-
-    #[test]
-    fn a_mapping_that_was_replaced_is_an_error_and_not_a_clean_guest() {
-        let (_memory, host, mut tracker) = track_ourselves();
-        write(host, 1);
-        let (prot, flags) = (ProtFlags::READ, MapFlags::PRIVATE | MapFlags::FIXED);
-        // SAFETY: takes the place of the mapping that the test owns, and is unmapped with it.
-        unsafe { rustix::mm::mmap_anonymous(host.cast(), PAGES * PAGE_SIZE, prot, flags).unwrap() };
-        assert!(matches!(tracker.scan(&mut PageBitmap::new(PAGES as u64)), Err(TrackError::Gone)));
     }
 
     #[test]
@@ -361,14 +308,5 @@ mod tests {
         let found = mapping_of(line, "00:01", "1042");
         assert_eq!(found, Some(map(0x7ff117fff000, 0x7ff127fff000, 0x2000)));
         assert_eq!(mapping_of(line, "00:01", "104"), None);
-    }
-
-    #[test]
-    fn a_kernel_without_the_feature_is_named() {
-        // SAFETY: the descriptor was just made and is owned by nothing else.
-        let pipe = unsafe { OwnedFd::from_raw_fd(libc::dup(0)) };
-        let memory = GuestMemory::new(PAGE_SIZE as u64, false).unwrap();
-        let made = Tracker::new(pipe, rustix::process::getpid(), memory.as_fd(), memory.bytes());
-        assert!(made.err().unwrap().to_string().contains("Linux 6.7"));
     }
 }

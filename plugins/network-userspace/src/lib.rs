@@ -6,6 +6,9 @@
 //!                                   ▲     └──────────── passing ────────────┘              │
 //!                                   └──────────────────────── inbound ◄────────────────────┘
 //! ```
+//! The guest's QEMU connects to a socket in the state directory. With `guest = "PATH"`, on the primary, it is a VM that
+//! runs already and listens there itself; the buffer connects to it whenever it is not connected.
+//!
 //! Invariants:
 //! - While holding, a frame reaches `out` only by [`NetworkBuffer::release`] of the epoch it was sealed into, or by
 //!   `disengage(Owner)`.
@@ -33,7 +36,6 @@ use aventine_api::{
 use buffer::{Buffer, Mode};
 use pump::Pump;
 use settings::Settings;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Sealed epochs that fit beside the open one: the list of seals is bounded by nothing else.
@@ -56,7 +58,7 @@ struct EngageError;
 
 /// The plugin.
 struct Userspace {
-    socket: PathBuf,
+    socket: NetAttachment,
     pump: Arc<Pump>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -64,7 +66,12 @@ struct Userspace {
 impl Userspace {
     fn new(config: &str, context: Context) -> Result<Userspace, PluginError> {
         let settings = Settings::parse(config).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
-        let socket = context.state_dir.join(format!("{}.sock", context.id));
+        let socket = match &settings.guest {
+            Some(path) if context.side == Side::Primary => {
+                NetAttachment::Served(context.config_dir.join(path))
+            }
+            _ => NetAttachment::Stream(context.state_dir.join(format!("{}.sock", context.id))),
+        };
         let mode = if context.side == Side::Primary { Mode::Passing } else { Mode::Silent };
         let pump = Pump::new(&socket, &settings, &context, Buffer::new(mode, settings.limit))?;
         let pump = Arc::new(pump);
@@ -83,7 +90,7 @@ impl NetworkBuffer for Userspace {
     }
 
     fn attachment(&self) -> NetAttachment {
-        NetAttachment::Stream(self.socket.clone())
+        self.socket.clone()
     }
 
     fn engage(&mut self) -> Result<(), PluginError> {
@@ -139,7 +146,9 @@ impl Drop for Userspace {
             // A thread that panicked has nothing left to clean up.
             let _ = thread.join();
         }
-        let _ = std::fs::remove_file(&self.socket);
+        if let NetAttachment::Stream(path) = &self.socket {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 

@@ -4,14 +4,15 @@ use crate::buffer::{Buffer, Mode};
 use crate::port::{Outcome, Port, PortError};
 use crate::settings::{Settings, UplinkKey};
 use crate::uplink::{Sent, Uplink, UplinkError};
-use aventine_api::{Context, Disengage, ErrorCode, Host, PluginError};
+use aventine_api::{Context, Disengage, ErrorCode, Host, NetAttachment, PluginError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ use tracing::{debug, warn};
 
 /// How long the end of holding waits for a stuck uplink.
 const FLUSH_LIMIT: Duration = Duration::from_millis(900);
+/// How often a guest that must be connected to is tried.
+const KNOCK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// Frames written in one go, so that a seal does not wait behind a flood.
 const BATCH: usize = 512;
 
@@ -62,16 +65,24 @@ pub(crate) struct Plumbing {
     stop: bool,
 }
 
+/// Where the guest's connection comes from.
+enum Door {
+    Listening(UnixListener),
+    /// The guest's side listens there.
+    Knocking(PathBuf),
+}
+
 /// The shared half of the plugin.
 pub(crate) struct Pump {
     plumbing: Mutex<Plumbing>,
-    listener: UnixListener,
+    door: Door,
     wake: OwnedFd,
 }
 
 impl Pump {
+    /// `socket` is where the guest's side connects, or listens already.
     pub(crate) fn new(
-        socket: &Path,
+        socket: &NetAttachment,
         settings: &Settings,
         context: &Context,
         buffer: Buffer,
@@ -81,7 +92,7 @@ impl Pump {
             tap => tap.clone(),
         };
         let uplink = Uplink::open(&key)?;
-        let listen = || {
+        let listen = |socket: &Path| {
             // The state directory is this guest's and this side's alone: what lies there is from a dead process.
             match fs::remove_file(socket) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -92,11 +103,17 @@ impl Pump {
             listener.set_nonblocking(true)?;
             Ok(listener)
         };
-        let listener = listen().map_err(|e| PumpError::Listen(socket.to_owned(), e))?;
+        let door = match socket {
+            NetAttachment::Served(path) => Door::Knocking(path.clone()),
+            NetAttachment::Stream(path) => {
+                Door::Listening(listen(path).map_err(|e| PumpError::Listen(path.clone(), e))?)
+            }
+            NetAttachment::Tap(_) => unreachable!("this plugin offers sockets"),
+        };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let host = Arc::clone(&context.host);
         let plumbing = Plumbing { buffer, guest: None, uplink: Some(uplink), host, stop: false };
-        Ok(Pump { plumbing: Mutex::new(plumbing), listener, wake })
+        Ok(Pump { plumbing: Mutex::new(plumbing), door, wake })
     }
 
     /// Works on the shared state.
@@ -148,7 +165,7 @@ impl Pump {
             let _ = rustix::io::read(&self.wake, &mut counter);
             let go_on = self.with(|p| {
                 if p.guest.is_none() {
-                    p.accept(&self.listener);
+                    p.open(&self.door);
                 }
                 p.move_frames();
                 !p.stop
@@ -164,27 +181,45 @@ impl Pump {
         // The descriptors are owned copies: a verb may close the originals meanwhile.
         let (guest, guest_flags, uplink) =
             self.with(|p| (p.guest_fd(), p.guest_interest(), p.uplink_interest()));
+        let mut limit = None;
         let mut fds = vec![PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
         match &guest {
             // Without interest it is left out: a connection that has ended would wake the thread without end.
             Some(_) if guest_flags.is_empty() => {}
             Some(fd) => fds.push(PollFd::new(fd, guest_flags)),
-            None => fds.push(PollFd::new(&self.listener, PollFlags::IN)),
+            None => match &self.door {
+                Door::Listening(listener) => fds.push(PollFd::new(listener, PollFlags::IN)),
+                Door::Knocking(_) => limit = Some(&KNOCK),
+            },
         }
         fds.extend(uplink.as_ref().map(|(fd, flags)| PollFd::new(fd, *flags)));
-        match poll(&mut fds, None) {
+        match poll(&mut fds, limit) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(e) => Err(RunError::Poll(e)),
         }
     }
 }
 
+/// Connects without ever waiting: the lock is held.
+fn knock(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
 impl Plumbing {
-    fn accept(&mut self, listener: &UnixListener) {
-        match listener.accept().and_then(|(socket, _)| Port::new(socket)) {
-            Ok(port) => self.guest = Some(port),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => warn!(%e, "cannot accept the guest's connection"),
+    fn open(&mut self, door: &Door) {
+        let socket = match door {
+            Door::Listening(listener) => listener.accept().map(|(socket, _)| socket),
+            Door::Knocking(path) => knock(path),
+        };
+        match (socket.and_then(Port::new), door) {
+            (Ok(port), _) => self.guest = Some(port),
+            (Err(e), Door::Listening(_)) if e.kind() == io::ErrorKind::WouldBlock => {}
+            (Err(e), Door::Listening(_)) => warn!(%e, "cannot accept the guest's connection"),
+            // The guest plugin says so where it matters.
+            (Err(e), Door::Knocking(path)) => debug!(%e, path = %path.display(), "the guest does not answer"),
         }
     }
 

@@ -13,6 +13,7 @@ const LIMIT_RANGE: RangeInclusive<u64> = 1 << 20..=64 << 30;
 #[serde(deny_unknown_fields)]
 struct Keys {
     uplink: UplinkKey,
+    guest: Option<PathBuf>,
     limit: Option<String>,
 }
 
@@ -30,6 +31,8 @@ pub(crate) enum UplinkKey {
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) uplink: UplinkKey,
+    /// On the primary: the socket on which a VM that runs already listens.
+    pub(crate) guest: Option<PathBuf>,
     /// Most bytes of frames to hold.
     pub(crate) limit: u64,
 }
@@ -49,7 +52,7 @@ impl Settings {
         }
         let limit =
             keys.limit.map_or(Ok(DEFAULT_LIMIT), |text| u64::parse_key(&["limit"], &text, &LIMIT_RANGE))?;
-        Ok(Settings { uplink: keys.uplink, limit })
+        Ok(Settings { uplink: keys.uplink, guest: keys.guest, limit })
     }
 }
 
@@ -64,6 +67,8 @@ mod tests {
         assert_eq!((good.uplink, good.limit), (UplinkKey::Tap("tap-web".into()), 64 << 20));
         let good = Settings::parse("uplink = { stream = '/run/passt' }\nlimit = '2GiB'").unwrap();
         assert_eq!((good.uplink, good.limit), (UplinkKey::Stream("/run/passt".into()), 2 << 30));
+        let good = Settings::parse("uplink = { tap = 'tap-web' }\nguest = '/run/vm/net0'").unwrap();
+        assert_eq!(good.guest, Some("/run/vm/net0".into()));
         for (text, path) in [
             ("uplink = { tap = 'a-very-long-device-name' }", &["uplink", "tap"][..]),
             ("uplink = { tap = 'tap0' }\nlimit = '10'", &["limit"]),

@@ -345,3 +345,28 @@ fn a_real_tap_carries_released_frames_only() {
     .join()
     .unwrap();
 }
+
+/// A VM that runs already listens; the buffer connects, also anew, and on the standby listens as ever.
+#[test]
+fn a_guest_that_listens_is_connected_to_until_it_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let uplink = UnixListener::bind(dir.path().join("up")).unwrap();
+    let config = "uplink = { stream = 'up' }\nguest = 'vm'";
+    let (tx, _said) = channel();
+    let plugin = Userspace::new(config, context(Side::Primary, dir.path(), tx.clone())).unwrap();
+    assert_eq!(plugin.attachment(), NetAttachment::Served(dir.path().join("vm")));
+    let mut world = uplink.accept().unwrap().0;
+    world.set_read_timeout(Some(LIMIT)).unwrap();
+    let listener = UnixListener::bind(dir.path().join("vm")).unwrap();
+    for _ in 0..2 {
+        let mut guest = listener.accept().unwrap().0;
+        guest.write_all(&[0, 0, 0, 3, 1, 2, 3]).unwrap();
+        let mut frame = [0; 7];
+        world.read_exact(&mut frame).unwrap();
+        assert_eq!(frame, [0, 0, 0, 3, 1, 2, 3]);
+    }
+    drop(plugin);
+    assert!(dir.path().join("vm").exists(), "the guest's socket is not ours to remove");
+    let plugin = Userspace::new(config, context(Side::Standby, dir.path(), tx)).unwrap();
+    assert_eq!(plugin.attachment(), NetAttachment::Stream(dir.path().join("net0.sock")));
+}

@@ -41,7 +41,8 @@ pub trait Guest: Send {
     /// programs.
     fn signature(&mut self) -> Result<Vec<(String, String)>, PluginError>;
 
-    /// Brings the guest into being. Primary: ready to run but paused. Standby: an empty (all-zero) memory image and a
+    /// Brings the guest into being. Primary: ready to run but paused; a guest that ran
+    /// already is left as it is. Standby: an empty (all-zero) memory image and a
     /// guest that waits for [`Guest::activate`]. Dirty tracking is on, on either side. Called once; may block for
     /// seconds.
     fn start(&mut self, attachments: &Attachments) -> Result<(), PluginError>;
@@ -106,7 +107,11 @@ pub trait Guest: Send {
     /// Asks the guest's system to shut down (as its power button would). Does not wait.
     fn power_down(&mut self) -> Result<(), PluginError>;
 
+    /// Whether the guest belongs to somebody else and runs on, never left paused, when this value is dropped or its
+    /// process ends. Never blocks.
+    fn outlives(&self) -> bool;
+
     /// Ends the guest at once and for good: on return nothing of it runs and it can send nothing more. Idempotent;
-    /// also done on drop.
+    /// also done on drop, unless the guest [outlives](Guest::outlives) it.
     fn kill(&mut self) -> Result<(), PluginError>;
 }

@@ -7,6 +7,9 @@ pub enum NetAttachment {
     /// A unix stream socket, listening, that speaks QEMU's `stream` framing (a 32-bit big-endian length, then the
     /// Ethernet frame).
     Stream(PathBuf),
+    /// A unix stream socket on which the guest's hypervisor listens; the buffer connects to it, again and again until
+    /// it succeeds, and speaks the same framing. For a VM that runs already.
+    Served(PathBuf),
     /// A tap device by name; the guest opens it.
     Tap(String),
 }

@@ -5,6 +5,7 @@
 //! cargo xtask test [options of the test runner]
 //! cargo xtask soak [options of `aventine-soak`]
 //! cargo xtask fuzz [--seconds N] [TARGET…]
+//! cargo xtask lab [--env NAME=VALUE]... PROGRAM [arguments of the program]
 //! ```
 #![forbid(unsafe_code)]
 
@@ -12,11 +13,13 @@ mod cpio;
 mod fuzz;
 mod guest;
 mod kernel;
+mod lab;
 mod machine;
 mod run;
 
 use fuzz::FuzzError;
 use guest::GuestError;
+use lab::{Job, LabError};
 use machine::MachineError;
 use run::RunError;
 use std::ffi::OsString;
@@ -33,7 +36,8 @@ Commands:
   test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS
   soak   install what is missing, build, make the guest and have it survive random faults: --minutes N or --rounds N,
          --faults kill,cut,…, --seed N, --report FILE; `cargo xtask soak --help` tells all
-  fuzz   install what is missing, build, and run all fuzz targets or the TARGETs named, 10 seconds each or --seconds N";
+  fuzz   install what is missing, build, and run all fuzz targets or the TARGETs named, 10 seconds each or --seconds N
+  lab    boot a machine with Debian's kernel and run a program of this host in it: [--env NAME=VALUE]... PROGRAM ...";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +52,8 @@ enum Error {
     Fuzz(#[from] FuzzError),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[error(transparent)]
+    Lab(#[from] LabError),
     #[error("Cannot start {program}")]
     Start { program: PathBuf, source: std::io::Error },
 }
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
         Some("test") => test(&rest),
         Some("soak") => soak(&rest),
         Some("fuzz") => fuzz::fuzz(&rest).map_err(Error::from),
+        Some("lab") => lab(rest),
         Some("help" | "-h" | "--help") => {
             println!("{USAGE}");
             Ok(())
@@ -105,6 +112,10 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     runner.args(options).current_dir(root());
     runner.env("AVENTINE_PROGRAM", target().join("debug/aventine"));
     runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
+    // For tests that need another kernel than this host's.
+    if let Ok(own) = std::env::current_exe() {
+        runner.env("AVENTINE_LAB", own);
+    }
     // For `cargo test`; nextest has a configuration that knows which tests must be alone.
     runner.env("AVENTINE_WORK", target().join("e2e")).env("RUST_TEST_THREADS", "1");
     Err(Error::Start { program: runner.get_program().into(), source: runner.exec() })
@@ -130,6 +141,20 @@ fn as_root(program: &Path) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--"]).arg(program);
     command
+}
+
+/// Runs a program in the lab.
+fn lab(words: Vec<OsString>) -> Result<(), Error> {
+    let mut words = words.into_iter().map(|word| word.into_string()).collect::<Result<Vec<_>, _>>();
+    let words = words.as_mut().map_err(|_| Error::Usage)?;
+    let mut environment = Vec::new();
+    while words.first().is_some_and(|word| word == "--env") && words.len() > 2 {
+        environment.extend(words.drain(..2).nth(1));
+    }
+    let (program, arguments) = words.split_first().ok_or(Error::Usage)?;
+    let job = Job { program: program.into(), arguments: arguments.to_vec(), environment };
+    machine::install(machine::DEMO)?;
+    Ok(lab::run(&guest::make(&target().join("guest"))?, &job)?)
 }
 
 fn cargo(arguments: &[&str]) -> Result<(), RunError> {

@@ -183,6 +183,7 @@ impl Loop<'_> {
 
     pub(super) fn after_alone(&mut self) -> Result<(), EngineError> {
         match self.after_alone {
+            Some(_) if self.parts.guest.outlives() => {}
             Some(AfterAlone::PowerDown) => {
                 self.parts.guest.power_down().during("guest", "being asked to shut down")?;
             }

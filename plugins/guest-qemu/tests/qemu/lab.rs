@@ -5,6 +5,7 @@ use aventine_api::{
     Region, Side, inventory,
 };
 use aventine_guest_qemu as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -114,19 +115,24 @@ pub(crate) fn command(extra: &[&str]) -> Vec<String> {
 
 /// The guest of `command`, not started, in a directory of its own.
 pub(crate) fn new_guest(side: Side, command: &[String]) -> Lab {
-    let config = format!("command = {command:?}");
-    (entry().validate)(&config).unwrap();
     let dir = tempfile::tempdir().unwrap();
+    let guest = make_guest(side, &format!("command = {command:?}"), dir.path());
+    Lab { guest, dir }
+}
+
+/// The guest of a configuration, not started.
+pub(crate) fn make_guest(side: Side, config: &str, dir: &Path) -> Box<dyn Guest> {
+    (entry().validate)(config).unwrap();
     let context = Context {
         guest: "test".into(),
         id: "guest".into(),
         side,
-        state_dir: dir.path().to_owned(),
-        config_dir: dir.path().to_owned(),
+        state_dir: dir.to_owned(),
+        config_dir: dir.to_owned(),
         host: Arc::new(Silent),
     };
     let Factory::Guest(make) = entry().factory else { panic!("the plugin is a guest") };
-    Lab { guest: make(&config, context).map_err(|e| e.chain()).unwrap(), dir }
+    make(config, context).map_err(|e| e.chain()).unwrap()
 }
 
 /// A machine booting `program` from a read-only disk.

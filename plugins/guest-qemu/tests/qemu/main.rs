@@ -1,5 +1,6 @@
 //! The plugin against the real QEMU (Debian: qemu-system-x86, qemu-utils), reached as the engine reaches it.
 
+mod attach;
 mod lab;
 mod primary;
 mod refusals;

@@ -8,7 +8,7 @@ use aventine_api::{Attachments, ErrorCode, GuestEvent, NetAttachment, PageBitmap
 use std::io::Read;
 use std::os::unix::net::UnixListener;
 
-fn fill(lab: &Lab, image: &[u8]) {
+pub(crate) fn fill(lab: &Lab, image: &[u8]) {
     assert_eq!(region(&**lab).pages as usize * 4096, image.len());
     for (at, page) in image.chunks(4096).enumerate().filter(|(_, page)| page.iter().any(|&byte| byte != 0)) {
         // SAFETY: inside the region, which a standby may write; its guest does not run.
