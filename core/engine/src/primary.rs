@@ -16,14 +16,14 @@ mod rejoin;
 mod steer;
 
 use crate::control::{Command, Inbox, Quantiles};
-use crate::link::{self, Dialer, PrimaryLink, Terms};
+use crate::link::{self, Connected, Dialer, PrimaryLink, Terms};
 use crate::memory::GuestMemory;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report};
 use crate::silence::Silence;
 use crate::staging::{CopyStep, SenderGone, Staging};
 use crate::stall::Stall;
 use crate::stats::{Samples, Shared};
-use crate::wire::{DiskTx, FrameTx};
+use crate::wire::FrameTx;
 use crate::{ProtectEnd, ProtectError, arbiter, sender};
 use aventine_api::{
     Codec, Epoch, EpochPolicy, EpochStats, Link, PageBitmap, PluginError, SessionId, Side, Verdict,
@@ -75,8 +75,8 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
     let gives_up = || inbox.wants_end();
     let terms =
         Terms { config, signature: &signature, to_loop: &to_loop, events: &events, gives_up: &gives_up };
-    let Some(link) = link::agree(&terms, link, 0, &parts.disks)? else { return Ok(ProtectEnd::Stopped) };
-    replicate(&mut parts, link.disks)?;
+    let Some(mut link) = link::agree(&terms, link, 0, &parts)? else { return Ok(ProtectEnd::Stopped) };
+    replicate(&mut parts, &mut link)?;
     parts.start(state_dir)?;
     if !link::await_ready(&terms, 0)? {
         return Ok(ProtectEnd::Stopped);
@@ -126,10 +126,15 @@ pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result
     epochs.run()
 }
 
-/// Gives each disk its channel.
-fn replicate(parts: &mut Parts, channels: Vec<DiskTx>) -> Result<(), PluginFailure> {
-    let mut disks = parts.disks.iter_mut().zip(channels);
-    disks.try_for_each(|((id, disk), tx)| disk.replicate(Box::new(tx)).during(id, "starting to replicate"))
+/// Gives each disk and each network its channel.
+fn replicate(parts: &mut Parts, link: &mut Connected) -> Result<(), PluginFailure> {
+    for ((id, disk), tx) in parts.disks.iter_mut().zip(link.disks.drain(..)) {
+        disk.replicate(Box::new(tx)).during(id, "starting to replicate")?;
+    }
+    for ((id, network), tx) in parts.networks.iter_mut().zip(link.networks.drain(..)) {
+        network.replicate(Box::new(tx)).during(id, "starting to replicate")?;
+    }
+    Ok(())
 }
 
 /// The way of one session's pages: from guest memory to the sender.
@@ -284,6 +289,7 @@ impl Loop<'_> {
     /// The epoch loop's heart: one checkpoint, from pause to hand-over.
     fn epoch(&mut self) -> Result<(), ProtectError> {
         self.parts.disks.iter().for_each(|(_, d)| d.pausing());
+        self.parts.networks.iter_mut().for_each(|(_, n)| n.pausing());
         self.paused_at = Instant::now();
         let captured = self.checkpoint();
         let resumed = self.parts.guest.resume().during("guest", "resuming");
