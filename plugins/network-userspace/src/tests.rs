@@ -1,5 +1,7 @@
 //! The plugin through its trait, with real sockets at both ends.
 
+mod copies;
+
 use super::*;
 use aventine_api::Host;
 use std::io::{ErrorKind, Read, Write};
