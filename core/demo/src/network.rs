@@ -171,6 +171,16 @@ impl Network {
             .try_for_each(|(namespace, number)| namespace.ip(&format!("neigh del 10.78.0.{number} dev wire")))
     }
 
+    /// Loses what the client sends to the guest, without a sign of it; what the guest sends still arrives.
+    pub fn mute_client(&self) -> Result<(), NetworkError> {
+        self.client.ip(&format!("neigh replace {GUEST} lladdr 02:00:00:00:00:ff dev br0 nud permanent"))
+    }
+
+    /// Undoes [`Network::mute_client`].
+    pub fn unmute_client(&self) -> Result<(), NetworkError> {
+        self.client.ip(&format!("neigh del {GUEST} dev br0"))
+    }
+
     /// Who sends what is cut, and the last number of the address it sends to.
     fn senders(&self, cut: Cut) -> impl Iterator<Item = (&Namespace, u8)> {
         let a = (cut != Cut::FromB).then_some((&self.a, 2));

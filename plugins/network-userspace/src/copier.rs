@@ -77,17 +77,8 @@ impl Copier {
         })
     }
 
-    /// A frame was written to the guest's socket.
-    pub(crate) fn to_guest(&mut self, frame: &[u8]) {
-        self.copy(Way::ToGuest, frame);
-    }
-
-    /// A frame from the guest is held.
-    pub(crate) fn from_guest(&mut self, frame: &[u8]) {
-        self.copy(Way::FromGuest, frame);
-    }
-
-    fn copy(&mut self, way: Way, frame: &[u8]) {
+    /// A frame was written to the guest's socket, or one from the guest is held.
+    pub(crate) fn copy(&mut self, way: Way, frame: &[u8]) {
         let counter = match way {
             Way::ToGuest => &mut self.to_guest,
             Way::FromGuest => &mut self.from_guest,

@@ -6,6 +6,7 @@ use crate::port::{Outcome, Port, PortError};
 use crate::recent::Repeat;
 use crate::settings::{Settings, UplinkKey};
 use crate::uplink::{Sent, Uplink, UplinkError};
+use crate::wire::Way;
 use aventine_api::{Context, Disengage, Epoch, ErrorCode, Host, NetworkStats, PluginError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
@@ -303,7 +304,7 @@ impl Plumbing {
                 let copier = &mut self.copier;
                 let take = |frame: &[u8]| {
                     if self.buffer.push(frame) {
-                        copier.iter_mut().for_each(|c| c.from_guest(frame));
+                        copier.iter_mut().for_each(|c| c.copy(Way::FromGuest, frame));
                     }
                 };
                 match guest.read(take) {
@@ -372,7 +373,7 @@ impl Plumbing {
         match guest.send(frame) {
             Ok(true) => {
                 self.buffer.stats.received_frames += 1;
-                self.copier.iter_mut().for_each(|c| c.to_guest(frame));
+                self.copier.iter_mut().for_each(|c| c.copy(Way::ToGuest, frame));
             }
             Ok(false) => {
                 self.buffer.stats.dropped_frames += 1;

@@ -96,22 +96,71 @@ fn survives_twenty_random_kills() {
     }
 }
 
+/// A plain connection to a port of the guest, once somebody listens there.
+fn connect(lab: &Lab, port: u16) -> TcpStream {
+    let end = Instant::now() + STARTUP;
+    loop {
+        match lab.network().client.enter(|| TcpStream::connect((GUEST, port))).unwrap() {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+                return stream;
+            }
+            Err(error) => assert!(Instant::now() < end, "nothing listens on port {port}: {error}"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn requests_that_the_primary_had_taken_are_answered_without_being_sent_again() {
+    // In an epoch this long, answers are held when the host is lost.
+    let lab = Lab::new(&Parts { interval: "1s".into(), ..parts("in-flight") }).unwrap();
+    let mut random = Random::new();
+    let requests = 64u64;
+    for round in 1..=3 {
+        let mut pair = lab.start().unwrap();
+        let mut client = BufReader::new(connect(&lab, 6379));
+        let number = |client: &mut BufReader<TcpStream>| {
+            let mut line = String::new();
+            client.read_line(&mut line).unwrap();
+            line.strip_prefix(':')
+                .and_then(|n| n.trim().parse::<u64>().ok())
+                .unwrap_or_else(|| panic!("{line}"))
+        };
+        client.get_mut().write_all(b"INCR n\r\n").unwrap();
+        assert_eq!(number(&mut client), 1);
+        thread::sleep(Duration::from_millis(random.below(1000)));
+        client.get_mut().write_all("INCR n\r\n".repeat(requests as usize).as_bytes()).unwrap();
+        // From here on nothing can be sent a second time.
+        lab.network().mute_client().unwrap();
+        // Held in the open epoch, or let out already with one that ended just now.
+        let client_has_them = || {
+            let stream = client.get_ref();
+            stream.set_nonblocking(true).unwrap();
+            let peeked = stream.peek(&mut [0]).is_ok();
+            stream.set_nonblocking(false).unwrap();
+            peeked
+        };
+        let primary = &mut pair.primary;
+        primary
+            .wait_for("the answers", LIMIT, |status| status.held_bytes > 4 * requests || client_has_them())
+            .unwrap();
+        pair.fail_over(random.below(2) == 0).unwrap();
+        for n in 2..2 + requests {
+            assert_eq!(number(&mut client), n, "round {round}");
+        }
+        lab.network().unmute_client().unwrap();
+        client.get_mut().write_all(b"INCR n\r\n").unwrap();
+        assert_eq!(number(&mut client), 2 + requests, "each was carried out once");
+    }
+}
+
 /// The client of the guest's disk workload.
 struct DiskClient(BufReader<TcpStream>);
 
 impl DiskClient {
     fn connect(lab: &Lab) -> DiskClient {
-        let end = Instant::now() + STARTUP;
-        loop {
-            match lab.network().client.enter(|| TcpStream::connect((GUEST, 7777))).unwrap() {
-                Ok(stream) => {
-                    stream.set_read_timeout(Some(LIMIT)).unwrap();
-                    return DiskClient(BufReader::new(stream));
-                }
-                Err(error) => assert!(Instant::now() < end, "the disk workload is not there: {error}"),
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+        DiskClient(BufReader::new(connect(lab, 7777)))
     }
 
     fn send(&mut self, request: &str) {
