@@ -398,7 +398,7 @@ fn the_demo_prints_one_json_object() {
     for (key, least) in [("rounds", 1), ("epochs", 10), ("writes_acknowledged", 1000), ("bytes_sent", 1)] {
         assert!(json[key].as_u64() >= Some(least), "{key}: {json}");
     }
-    for key in ["pause_us", "commit_us", "gap_ms"] {
+    for key in ["pause_us", "commit_us", "activation_us", "gap_ms"] {
         assert!(
             json[key]["p50"].as_f64() > Some(0.0) && json[key]["max"].as_f64() > Some(0.0),
             "{key}: {json}"
