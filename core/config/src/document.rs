@@ -2,20 +2,21 @@
 
 use crate::plugin::{Ids, is_file_name};
 use crate::report::Problem;
-use crate::units::Quantity;
 use crate::{Config, Instance, plugin};
 use aventine_api::Kind;
+use aventine_api::units::Quantity;
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "name",
     "staging",
     "heartbeat",
     "detection",
+    "audit",
     "guest",
     "network",
     "disk",
@@ -36,6 +37,9 @@ const HEARTBEAT: Duration = Duration::from_millis(50);
 const HEARTBEAT_RANGE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(10);
 const DETECTION: Duration = Duration::from_millis(500);
 const DETECTION_RANGE: RangeInclusive<Duration> = Duration::from_millis(3)..=Duration::from_secs(300);
+const AUDIT_RANGE: RangeInclusive<u32> = 1..=1_000_000;
+const AUDIT_EXAMPLE: &str =
+    "write for example audit = { every = 4000 }: each page is compared once in 4000 epochs";
 
 /// A key of a table with its value and both places.
 pub(crate) struct Item<'t, 'i> {
@@ -137,6 +141,7 @@ impl<'t, 'i> Document<'t, 'i> {
         let name = self.name();
         let staging = self.quantity("staging", STAGING, &STAGING_RANGE);
         let (heartbeat, detection) = self.times();
+        let audit = self.audit();
 
         let mut ids = Ids::new();
         let guest = self.one(Kind::Guest, None, "it is the virtual machine to protect");
@@ -156,6 +161,7 @@ impl<'t, 'i> Document<'t, 'i> {
             staging,
             heartbeat,
             detection,
+            audit,
             guest: guest?,
             networks,
             disks,
@@ -258,6 +264,39 @@ impl<'t, 'i> Document<'t, 'i> {
             least.show()
         )));
         (heartbeat, detection)
+    }
+
+    /// `None` where there is no audit, or a wrong one with its problem noted.
+    fn audit(&mut self) -> Option<u32> {
+        let audit = item(self.root, "audit")?;
+        let Some(table) = audit.value.as_table() else {
+            let label = format!("expected a table, found {}", type_of(audit.value));
+            let problem = Problem::new("`audit` is not a table").at(audit.place(), label);
+            self.problems.push(problem.help(AUDIT_EXAMPLE));
+            return None;
+        };
+        for key in table.keys().filter(|k| k.get_ref() != "every") {
+            let problem = Problem::new(format!("unknown key `{}`", key.get_ref()));
+            self.problems.push(problem.at(key.span(), "not a key of `audit`").help("known keys: every"));
+        }
+        let Some(every) = item(table, "every") else {
+            self.problems.push(Problem::new("missing key `every`").at(audit.place(), "").help(AUDIT_EXAMPLE));
+            return None;
+        };
+        let read = every.value.as_integer().and_then(|i| u32::from_str_radix(i.as_str(), i.radix()).ok());
+        let fitting = read.filter(|n| AUDIT_RANGE.contains(n));
+        if fitting.is_none() {
+            let problem = match every.value {
+                DeValue::Integer(_) => Problem::new("`every` is out of range")
+                    .at(every.place(), "")
+                    .help(format!("it can be from {} to {} epochs", AUDIT_RANGE.start(), AUDIT_RANGE.end())),
+                other => Problem::new("`every` is not a number of epochs")
+                    .at(every.place(), format!("expected an integer, found {}", type_of(other)))
+                    .help(AUDIT_EXAMPLE),
+            };
+            self.problems.push(problem);
+        }
+        fitting
     }
 
     /// The one table of a kind. Without a `default` plugin the table is required, because `why`.

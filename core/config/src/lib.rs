@@ -7,6 +7,7 @@
 //! staging = "256MiB"
 //! heartbeat = "50ms"
 //! detection = "500ms"      # at least three heartbeats
+//! audit = { every = 4000 } # in epochs; no audit unless given
 //!
 //! [guest]                  # required
 //! plugin = "qemu"          # every other key of a plugin's table is the plugin's own
@@ -30,9 +31,11 @@
 
 mod document;
 mod file;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod plugin;
 mod report;
-mod units;
 
 use aventine_api::{Kind, PluginEntry};
 use std::path::{Path, PathBuf};
@@ -64,6 +67,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// How long the other side may be silent before it counts as lost.
     pub detection: Duration,
+    /// Within how many epochs an audit compares every page of guest memory between the hosts; `None`: there is none.
+    pub audit: Option<u32>,
     /// The guest.
     pub guest: Instance,
     /// Network buffers.

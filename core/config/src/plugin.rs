@@ -12,7 +12,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-const ID_LENGTH: usize = 24;
+pub(crate) const ID_LENGTH: usize = 24;
 /// Most unknown keys of one table that are reported.
 const MOST_UNKNOWN: usize = 16;
 /// Kinds that there can be one of: their plugin's id is the kind's name.

@@ -131,7 +131,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for problem in &self.problems {
-            writeln!(f, "{}\n", Renderer::plain().render(&[self.group(problem)]))?;
+            writeln!(f, "{}\n", without_controls(&Renderer::plain().render(&[self.group(problem)])))?;
         }
         let (file, count) = (&self.file, self.count());
         write!(f, "{file} is not valid: {count} {}", if count == 1 { "problem" } else { "problems" })
@@ -141,6 +141,12 @@ impl fmt::Display for Report {
 /// Without control characters, which a hostile file could use to talk to the terminal.
 fn printable(text: &str) -> String {
     normalize_untrusted_str(text)
+}
+
+/// The excerpts come with what replaces C0 control characters; those of C1, such as U+009B, are as good to a terminal.
+fn without_controls(shown: &str) -> String {
+    let replaced = |c: char| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c };
+    shown.chars().map(replaced).collect()
 }
 
 /// The part of a span that lies on its first line, on character borders and inside the text.

@@ -96,14 +96,14 @@ fn with(top: &str) -> String {
 #[test]
 fn a_whole_file_is_read() {
     let text = format!(
-        "name = 'web-1.a'\nstaging = '1GiB'\nheartbeat = '20ms'\ndetection = '60ms'\n{GUEST}{REST}
+        "name = 'web-1.a'\nstaging = '1GiB'\nheartbeat = '20ms'\ndetection = '60ms'\naudit = {{ every = 1000 }}\n{GUEST}{REST}
         [guest.nic]\ntap = 't\\x'\n[[network]]\nplugin = 'held'\n[[network]]\nplugin = 'held'\nid = 'lan'
         [[disk]]\nplugin = 'mirror'\n[policy]\ninterval = '10ms'\n"
     );
     let config = Config::parse(&text, Path::new("/etc/aventine/web.toml")).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(config.name, "web-1.a");
     assert_eq!(config.dir, Path::new("/etc/aventine"));
-    assert_eq!(config.staging, 1 << 30);
+    assert_eq!((config.staging, config.audit), (1 << 30, Some(1000)));
     assert_eq!((config.heartbeat, config.detection), (Duration::from_millis(20), Duration::from_millis(60)));
     let plugins: Vec<_> = config.plugins().map(|(kind, i)| (kind, i.id.as_str(), i.entry.name)).collect();
     assert_eq!(
@@ -127,10 +127,18 @@ fn a_whole_file_is_read() {
 #[test]
 fn what_may_be_left_out_has_its_default() {
     let config = parse(&with("name = 'web'")).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(config.staging, 256 << 20);
+    assert_eq!((config.staging, config.audit), (256 << 20, None));
     assert_eq!((config.heartbeat, config.detection), (Duration::from_millis(50), Duration::from_millis(500)));
     assert!(config.networks.is_empty() && config.disks.is_empty());
     assert_eq!((config.policy.entry.name, config.codec.entry.name), ("fixed", "raw"));
+}
+
+#[test]
+fn numbers_are_read_in_every_notation_of_toml() {
+    for number in ["1000", "1_000", "+1000", "0x3e8", "0o1750", "0b11_1110_1000"] {
+        let text = with(&format!("name = 'web'\naudit.every = {number}"));
+        assert_eq!(parse(&text).unwrap_or_else(|e| panic!("{e}")).audit, Some(1000), "{number}");
+    }
 }
 
 #[test]
@@ -144,7 +152,7 @@ error: unknown key `detecton`
 2 | detecton = \"500ms\"
   | ^^^^^^^^ did you mean `detection`?
   |
-  = help: known keys: name, staging, heartbeat, detection, guest, network, disk, transport, policy, codec, arbiter
+  = help: known keys: name, staging, heartbeat, detection, audit, guest, network, disk, transport, policy, codec, arbiter
 
 web.toml is not valid: 1 problem"
     );
@@ -257,6 +265,19 @@ fn bad_values_of_the_top_level_say_what_fits() {
         ),
         ("name = 'web'\nheartbeat = '200ms'", &[":2:13", "`detection` is 500ms, its default", "\"600ms\""]),
         ("name = 'web'\nheartbeat = '1s'\ndetection = '2s'", &[":3:13", "---- three of these", "\"3s\""]),
+        ("name = 'web'\naudit = 5", &["`audit` is not a table", ":2:9", "found an integer", "every = 4000"]),
+        ("name = 'web'\naudit = {}", &["missing key `every`", ":2:9", "every = 4000"]),
+        (
+            "name = 'web'\naudit.every = '1s'",
+            &["`every` is not a number of epochs", ":2:15", "found a string"],
+        ),
+        ("name = 'web'\naudit.every = 0", &["`every` is out of range", "from 1 to 1000000 epochs"]),
+        ("name = 'web'\naudit.every = 0x1_0000_0000", &["`every` is out of range"]),
+        ("name = 'web'\naudit.every = -1", &["`every` is out of range"]),
+        (
+            "name = 'web'\naudit = { every = 5, ever = 1 }",
+            &["unknown key `ever`", ":2:22", "known keys: every"],
+        ),
         ("name = 'web'\nnetwork = {}", &["`network` is not a list of tables", "write [[network]]"]),
         ("name = 'web'\ndisk = 3", &["`disk` is not a list of tables", "write [[disk]]"]),
         ("name = 'web'\n[[codec]]", &["`codec` is not a table", "there can be one only: write [codec]"]),
@@ -318,6 +339,9 @@ fn hostile_text_is_refused_with_its_place() {
         "name = \"\\u001b[31m\"\n\"\\u001b[31m\" = 1\nx = '\u{1b}[31m'\n[arbiter]\nplugin = \"\\u001b\"\n",
     );
     assert!(!said.contains('\u{1b}'), "{said:?}");
+    // One character that begins a control sequence as ESC [ does.
+    let said = report("name\u{9b}2J = 1\nname = \"\u{9b}31m\"\nx\u{85} = 1\n");
+    assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
     let said = report("name = 'ő'\r\nx = 1\r\n");
     assert!(said.contains("web.toml:2:1\n"), "{said}");
 }
@@ -349,6 +373,8 @@ fn nearly() -> impl Strategy<Value = String> {
         "staging",
         "heartbeat",
         "detection",
+        "audit",
+        "every",
         "guest",
         "network",
         "disk",

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `{"request":"status"}` | [`Status`] |
 //! | `{"request":"stop"}` | `null`, once protection has ended |
+//! | `{"request":"handover"}` | `null`, once the guest runs on the other host |
 //! | `{"request":"floor","rounds":N}` | [`Quantiles`] of the guest's own pause + save state + resume, in microseconds |
 
 use aventine_engine::{Command, Control, Quantiles, Status};
@@ -26,6 +27,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::warn;
 
+#[cfg(any(test, fuzzing))]
+#[path = "admin_fuzz.rs"]
+pub(crate) mod fuzz;
+
 /// Name of the socket in the state directory.
 pub(crate) const SOCKET: &str = "admin.sock";
 /// Longest request and longest answer, in bytes.
@@ -39,6 +44,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 pub(crate) enum Request {
     Status,
     Stop,
+    Handover,
     Floor { rounds: u32 },
 }
 
@@ -126,6 +132,11 @@ async fn carry_out(request: Request, control: &Control) -> Answer<Value> {
         Request::Stop => {
             let (reply, answered) = channel();
             control.send(Command::Stop { reply });
+            answer(reply_of(answered).await)
+        }
+        Request::Handover => {
+            let (reply, answered) = channel();
+            control.send(Command::HandOver { reply });
             answer(reply_of(answered).await)
         }
         Request::Floor { rounds } if !(1..=1000).contains(&rounds) => {
@@ -216,6 +227,11 @@ pub(crate) fn status(state_dir: &Path) -> Result<Status, AskError> {
 /// Ends protection there; returns once it has ended.
 pub(crate) fn stop(state_dir: &Path) -> Result<(), AskError> {
     ask(state_dir, Request::Stop, None)
+}
+
+/// Hands the guest over to the other host; returns once it runs there.
+pub(crate) fn handover(state_dir: &Path) -> Result<(), AskError> {
+    ask(state_dir, Request::Handover, None)
 }
 
 #[cfg(test)]

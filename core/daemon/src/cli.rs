@@ -26,15 +26,16 @@ Example:
   aventine protect /etc/aventine/web.toml
 
 Ctrl-C ends protection and the guest runs on; a second Ctrl-C shuts the guest down, a third ends it at once.
-SIGTERM shuts the guest down. None of them makes the standby take over.")]
+SIGTERM shuts the guest down. None of them makes the standby take over. If the other host has taken the guest over,
+now or while this one was away, this one is its standby.")]
     Protect(Run),
     /// Receive a guest's checkpoints and take over when its host is lost
     #[command(after_help = "\
 Example:
   aventine standby /etc/aventine/web.toml
 
-Ctrl-C or SIGTERM ends it. Once it has taken over, it runs the guest: then the first Ctrl-C only says so, a second one
-or SIGTERM shuts the guest down.")]
+Ctrl-C or SIGTERM ends it. Once it has taken over, it runs the guest as `protect` does, and protects it again as soon as
+`aventine standby` runs on the other host.")]
     Standby(Run),
     /// Show what runs on this host
     #[command(after_help = "\
@@ -51,6 +52,17 @@ Examples:
     /// End protection; the guest runs on, unprotected
     #[command(after_help = "Example:\n  aventine stop /etc/aventine/web.toml")]
     Stop {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Let the standby's host run the guest; this host is the standby from then on
+    #[command(after_help = "\
+Example:
+  aventine handover /etc/aventine/web.toml
+
+The guest is paused for some tens of milliseconds, no client notices, and protection goes on in the other direction.
+If it cannot be done, the guest runs on here.")]
+    Handover {
         #[command(flatten)]
         which: Which,
     },
@@ -82,7 +94,7 @@ Example:
 pub(crate) struct Run {
     /// The configuration file, the same on both hosts
     pub(crate) config: PathBuf,
-    /// Where sockets and records are kept [default: aventine/NAME/SIDE in /var/lib, or in ~/.local/state when not root]
+    /// Where sockets and records are kept [default: aventine/NAME in /var/lib, or in ~/.local/state when not root]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 }

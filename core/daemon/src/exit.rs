@@ -10,9 +10,7 @@ pub(crate) enum Exit {
     Error = 1,
     Configuration = 2,
     NotRunning = 3,
-    Fenced = 4,
     Refused = 5,
-    HandedOver = 6,
     Usage = 64,
 }
 
@@ -29,9 +27,7 @@ Exit codes:
    1  an error, told on stderr
    2  the configuration is not valid, or asks for something impossible
    3  nothing that could answer is running
-   4  fenced: the other side owns the guest
    5  the standby refused
-   6  the guest was lost here and handed over to the standby
   64  wrong usage of the command line
 
 AVENTINE_LOG (or RUST_LOG) sets what is logged to stderr, for example AVENTINE_LOG=debug.";

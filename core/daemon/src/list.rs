@@ -65,6 +65,8 @@ mod tests {
             (Kind::Codec, "raw"),
             (Kind::Arbiter, "shared-file"),
             (Kind::Arbiter, "manual"),
+            (Kind::Arbiter, "etcd"),
+            (Kind::Arbiter, "command"),
         ] {
             assert_eq!(names.iter().filter(|n| **n == built_in).count(), 1, "{built_in:?} in {names:?}");
         }

@@ -15,6 +15,7 @@ mod query;
 mod run;
 mod signals;
 
+use aventine_api::Side;
 use clap::Parser;
 use cli::{Cli, Command};
 use exit::Exit;
@@ -24,6 +25,8 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 // A crate that nothing refers to is left out of the program, and its registration with it.
+use aventine_arbiter_command as _;
+use aventine_arbiter_etcd as _;
 use aventine_arbiter_manual as _;
 use aventine_arbiter_shared_file as _;
 use aventine_codec_raw as _;
@@ -46,10 +49,11 @@ fn main() -> ExitCode {
     log_to_stderr();
     match cli.command {
         Command::Check { config } => check(&config),
-        Command::Protect(args) => run::protect(&args),
-        Command::Standby(args) => run::standby(&args),
+        Command::Protect(args) => run::run(&args, Side::Primary),
+        Command::Standby(args) => run::run(&args, Side::Standby),
         Command::Status { which, json } => query::status(&which, json),
         Command::Stop { which } => query::stop(&which),
+        Command::Handover { which } => query::handover(&which),
         Command::Plugins { json } => {
             print(list::plugins(json));
             Exit::Done

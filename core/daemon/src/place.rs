@@ -1,4 +1,5 @@
-//! The state directory of one guest and side: where it is, and the lock that keeps a second program out.
+//! The state directory of one guest on this host: where it is, and the lock that keeps a second program out. One for both
+//! roles, because a program may come to play either.
 //!
 //! ```text
 //! STATE_DIR/            0700
@@ -8,7 +9,6 @@
 //! ```
 //! The lock goes with the process that holds it, however that ends. Whoever holds it may remove a socket left behind.
 
-use aventine_api::Side;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -53,9 +53,9 @@ pub(crate) fn base() -> Result<PathBuf, PlaceError> {
     Ok(state.ok_or(PlaceError::NoBase)?.join("aventine"))
 }
 
-/// The default state directory of a guest and side.
-pub(crate) fn default(guest: &str, side: Side) -> Result<PathBuf, PlaceError> {
-    Ok(base()?.join(guest).join(side.name()))
+/// The default state directory of a guest.
+pub(crate) fn default(guest: &str) -> Result<PathBuf, PlaceError> {
+    Ok(base()?.join(guest))
 }
 
 /// A state directory in use by this program, until dropped.

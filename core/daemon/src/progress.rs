@@ -68,12 +68,13 @@ fn headline(status: &Status) -> String {
         (_, "protected") => format!("epoch {}, standby {peer}", status.committed),
         (_, "ending") => "ending protection".into(),
         (_, "resolving") => "the other side is lost; asking the arbiter who owns the guest".into(),
+        (_, "handing-over") => "the standby's host is to run the guest".into(),
         (_, "unprotected") => "the guest runs on, unprotected".into(),
         (_, "fenced") => "the other side owns the guest".into(),
         (_, "handed-over") => "the standby takes the guest over".into(),
         (_, "waiting") => "for a primary".into(),
+        (_, "active") => "the guest was taken over and runs here".into(),
         (_, "armed") => format!("ready to take over from {peer}"),
-        (_, "active") => "the guest was taken over and runs here, unprotected".into(),
         _ => String::new(),
     };
     [state.clone(), what, detail.clone()].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join(": ")

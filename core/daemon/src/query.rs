@@ -1,4 +1,4 @@
-//! `aventine status` and `aventine stop`: asking what runs on this host.
+//! `aventine status`, `stop` and `handover`: asking what runs on this host.
 
 use crate::admin::{self, AskError};
 use crate::cli::Which;
@@ -7,12 +7,9 @@ use crate::output::{print, tell, tell_error};
 use crate::place::{self, PlaceError};
 use crate::progress::{mib, millis};
 use crate::run::load;
-use aventine_api::Side;
-use aventine_engine::{Quantiles, Status};
+use aventine_engine::{AuditStatus, Quantiles, Status};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-const SIDES: [Side; 2] = [Side::Primary, Side::Standby];
 
 /// Shows the status of every program meant.
 pub(crate) fn status(which: &Which, json: bool) -> Exit {
@@ -40,8 +37,18 @@ pub(crate) fn status(which: &Which, json: bool) -> Exit {
     exit
 }
 
-/// Ends protection: of the primary where both sides could be meant.
+/// Ends protection.
 pub(crate) fn stop(which: &Which) -> Exit {
+    command(which, admin::stop, "Protection has ended.")
+}
+
+/// Hands the guest over to the other host.
+pub(crate) fn handover(which: &Which) -> Exit {
+    command(which, admin::handover, "The guest runs on the other host; this one is its standby.")
+}
+
+/// Has one program do something, and says what was done.
+fn command(which: &Which, ask: fn(&Path) -> Result<(), AskError>, done: &str) -> Exit {
     if which.config.is_none() && which.state_dir.is_none() {
         tell("error: Which one? Name its configuration file, or its state directory with --state-dir");
         return Exit::Usage;
@@ -50,15 +57,14 @@ pub(crate) fn stop(which: &Which) -> Exit {
         Ok(dirs) => dirs,
         Err(exit) => return exit,
     };
-    // The primary's directory comes first; a configuration never means the standby here.
     let Some(dir) = dirs.first() else { return Exit::NotRunning };
-    match admin::stop(dir) {
+    match ask(dir) {
         Ok(()) => {
-            print("Protection has ended.");
+            print(done);
             Exit::Done
         }
         Err(AskError::NotRunning(_)) => {
-            tell_not_running(which, std::slice::from_ref(dir));
+            tell_not_running(which, &dirs);
             Exit::NotRunning
         }
         Err(e) => {
@@ -76,7 +82,7 @@ fn candidates(which: &Which) -> Result<Vec<PathBuf>, Exit> {
     let dirs = match &which.config {
         Some(config) => {
             let name = load(config)?.name;
-            SIDES.into_iter().map(|side| place::default(&name, side)).collect()
+            place::default(&name).map(|dir| vec![dir])
         }
         None => everything(),
     };
@@ -91,7 +97,7 @@ fn everything() -> Result<Vec<PathBuf>, PlaceError> {
     let guests = fs::read_dir(place::base()?).into_iter().flatten().flatten().map(|guest| guest.path());
     let mut guests: Vec<_> = guests.collect();
     guests.sort_unstable();
-    Ok(guests.iter().flat_map(|guest| SIDES.map(|side| guest.join(side.name()))).collect())
+    Ok(guests)
 }
 
 fn tell_not_running(which: &Which, dirs: &[PathBuf]) {
@@ -140,12 +146,29 @@ fn as_text(status: &Status, dir: &Path) -> String {
         row("frames held", format!("{} bytes", status.held_bytes));
         row("frames lost", status.dropped_frames.to_string());
     }
+    for (name, value) in status.audit.iter().flat_map(audit) {
+        row(name, value);
+    }
     if status.activation_us > 0 {
         row("activation took", millis(status.activation_us));
     }
     row("state directory", dir.display().to_string());
     let lines: Vec<_> = rows.iter().map(|(name, value)| format!("  {name:<16} {value}")).collect();
     format!("{}, {}: {}\n{}", status.guest, status.side, status.state, lines.join("\n"))
+}
+
+/// What there is to say about an audit; empty where there is nothing yet.
+fn audit(audit: &AuditStatus) -> [(&'static str, String); 5] {
+    let AuditStatus { every, pages, passes, last_pass_epoch, last_pass_epochs, .. } = audit;
+    let seconds = audit.last_pass_ms as f64 / 1000.0;
+    let last = format!("ended in epoch {last_pass_epoch}, took {last_pass_epochs} epochs, {seconds:.1} s");
+    [
+        ("audit", format!("{pages} pages compared, {passes} passes, every {every} epochs")),
+        ("  last pass", if *passes > 0 { last } else { String::new() }),
+        ("  hashing", format!("{:.2} % of a processor", audit.hashing_percent)),
+        ("  differences", format!("{} pages", audit.mismatches)),
+        ("  the last", audit.last_mismatch.clone()),
+    ]
 }
 
 /// Empty when there were no samples.
@@ -171,6 +194,16 @@ mod tests {
             committed: 11,
             sealed: 12,
             pause_us,
+            audit: Some(AuditStatus {
+                every: 100,
+                pages: 5000,
+                passes: 2,
+                last_pass_epoch: 9,
+                last_pass_epochs: 4,
+                last_pass_ms: 2500,
+                hashing_percent: 0.75,
+                ..AuditStatus::default()
+            }),
             ..Status::default()
         };
         let text = as_text(&status, Path::new("/run/x"));
@@ -183,6 +216,10 @@ mod tests {
                sent             0.0 MiB\n  \
                frames held      0 bytes\n  \
                frames lost      0\n  \
+               audit            5000 pages compared, 2 passes, every 100 epochs\n  \
+               \x20 last pass      ended in epoch 9, took 4 epochs, 2.5 s\n  \
+               \x20 hashing        0.75 % of a processor\n  \
+               \x20 differences    0 pages\n  \
                state directory  /run/x"
         );
     }

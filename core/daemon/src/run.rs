@@ -15,10 +15,7 @@ use crate::progress::{Line, Progress};
 use crate::signals::Signals;
 use aventine_api::{ErrorCode, Side};
 use aventine_config::Config;
-use aventine_engine::{
-    Control, Inbox, PluginFailure, ProtectEnd, ProtectError, RecordError, StandbyEnd, StandbyError,
-    command_channel,
-};
+use aventine_engine::{Control, End, EngineError, command_channel};
 use std::io;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
@@ -41,86 +38,47 @@ enum StartError {
     Thread(#[source] io::Error),
 }
 
-/// Runs the primary.
-pub(crate) fn protect(args: &Run) -> Exit {
-    let end = match with_engine(args, Side::Primary, aventine_engine::protect) {
-        Ok(end) => end,
+/// Runs a side until its guest or the operator ends it.
+pub(crate) fn run(args: &Run, side: Side) -> Exit {
+    let config = match load(&args.config) {
+        Ok(config) => config,
         Err(exit) => return exit,
     };
-    match end {
-        Ok(end) => {
-            let (said, exit) = protect_end(end);
-            tell(said);
-            exit
-        }
+    let (control, inbox) = command_channel();
+    let (place, attendant) = match start(args, &config.name, control) {
+        Ok(started) => started,
         Err(e) => {
             tell_error(&e);
-            protect_exit(&e)
+            return Exit::Error;
         }
-    }
-}
-
-fn protect_end(end: ProtectEnd) -> (&'static str, Exit) {
-    match end {
-        ProtectEnd::Stopped => ("Ended before the guest ran.", Exit::Done),
-        ProtectEnd::GuestEnded => ("The guest has ended.", Exit::Done),
-        ProtectEnd::Fenced => ("The standby owns the guest; the guest was ended here.", Exit::Fenced),
-        ProtectEnd::HandedOver => {
-            ("The guest's process was lost here and the standby takes the guest over.", Exit::HandedOver)
-        }
-    }
-}
-
-fn protect_exit(error: &ProtectError) -> Exit {
-    match error {
-        ProtectError::Refused { .. } => Exit::Refused,
-        ProtectError::Record(RecordError::Taken { .. }) => Exit::Fenced,
-        ProtectError::Plugin(failure) => plugin_exit(failure),
-        _ => Exit::Error,
-    }
-}
-
-/// Runs the standby.
-pub(crate) fn standby(args: &Run) -> Exit {
-    let end = match with_engine(args, Side::Standby, aventine_engine::standby) {
-        Ok(end) => end,
-        Err(exit) => return exit,
     };
+    info!(guest = config.name, side = side.name(), state_dir = %place.dir().display(), "starting");
+    let end = aventine_engine::run(&config, place.dir(), &inbox, side);
+    // Requests that nobody will answer any more end here.
+    drop(inbox);
+    attendant.finish();
     match end {
-        Ok(StandbyEnd::Stopped) => {
-            tell("Ended; no guest ran here.");
+        Ok(End::Stopped) => {
+            tell("Ended; no guest runs here.");
             Exit::Done
         }
-        Ok(StandbyEnd::GuestEnded) => {
+        Ok(End::GuestEnded) => {
             tell("The guest has ended.");
             Exit::Done
         }
         Err(e) => {
             tell_error(&e);
-            match e {
-                StandbyError::Plugin(failure) => plugin_exit(&failure),
-                _ => Exit::Error,
-            }
+            exit_of(&e)
         }
     }
 }
 
-fn plugin_exit(failure: &PluginFailure) -> Exit {
-    if failure.source.code() == ErrorCode::Config { Exit::Configuration } else { Exit::Error }
-}
-
-/// Prepares everything, runs `engine` on this thread, and lets the second thread finish what it was asked.
-fn with_engine<R>(args: &Run, side: Side, engine: fn(&Config, &Path, Inbox) -> R) -> Result<R, Exit> {
-    let config = load(&args.config)?;
-    let (control, inbox) = command_channel();
-    let (place, attendant) = start(args, side, &config.name, control).map_err(|e| {
-        tell_error(&e);
-        Exit::Error
-    })?;
-    info!(guest = config.name, side = side.name(), state_dir = %place.dir().display(), "starting");
-    let end = engine(&config, place.dir(), inbox);
-    attendant.finish();
-    Ok(end)
+fn exit_of(error: &EngineError) -> Exit {
+    match error {
+        EngineError::Refused { .. } => Exit::Refused,
+        EngineError::Plugin(failure) if failure.source.code() == ErrorCode::Config => Exit::Configuration,
+        _ => Exit::Error,
+    }
 }
 
 /// Loads a configuration or tells what is wrong with it.
@@ -136,10 +94,10 @@ pub(crate) fn load(path: &Path) -> Result<Config, Exit> {
     })
 }
 
-fn start(args: &Run, side: Side, guest: &str, control: Control) -> Result<(Place, Attendant), StartError> {
+fn start(args: &Run, guest: &str, control: Control) -> Result<(Place, Attendant), StartError> {
     let dir = match &args.state_dir {
         Some(dir) => dir.clone(),
-        None => place::default(guest, side)?,
+        None => place::default(guest)?,
     };
     let place = Place::take(&dir)?;
     let attendant = Attendant::start(place.dir(), control)?;

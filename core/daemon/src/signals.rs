@@ -45,7 +45,9 @@ impl Situation {
     fn of(status: &Status) -> Situation {
         match (status.side.as_str(), status.state.as_str()) {
             (_, "unprotected" | "active") => Situation::Alone,
-            ("primary", "copying" | "arming" | "protected" | "ending" | "resolving") => Situation::Protecting,
+            ("primary", "copying" | "arming" | "protected" | "handing-over" | "ending" | "resolving") => {
+                Situation::Protecting
+            }
             _ => Situation::Idle,
         }
     }

@@ -157,7 +157,7 @@ fn a_missing_configuration_is_the_same_error_everywhere() {
     let dir = tempfile::tempdir().unwrap();
     let file = path(&dir, "none.toml");
     let wanted = format!("error: There is no configuration file {}\n", file.display());
-    for subcommand in ["check", "protect", "standby", "status", "stop"] {
+    for subcommand in ["check", "protect", "standby", "status", "stop", "handover"] {
         let (code, out, err) = run(&[subcommand.as_ref(), file.as_os_str()]);
         assert_eq!((code, out.as_str(), err.as_str()), (2, "", wanted.as_str()), "{subcommand}");
     }
@@ -171,6 +171,7 @@ fn wrong_usage_exits_with_64_and_help_with_0() {
     assert_eq!(run(&["chekc"]).0, 64);
     assert_eq!(run(&["check"]).0, 64);
     assert_eq!(run(&["stop"]).0, 64);
+    assert_eq!(run(&["handover"]).0, 64);
     assert_eq!(run(&["status", "web.toml", "--state-dir", "x"]).0, 64);
     let (code, out, _) = run(&["--help"]);
     assert_eq!(code, 0);
@@ -195,7 +196,7 @@ fn plugins_are_listed_for_people_and_programs() {
 #[test]
 fn asking_where_nothing_runs_exits_with_3() {
     let dir = tempfile::tempdir().unwrap();
-    for subcommand in ["status", "stop"] {
+    for subcommand in ["status", "stop", "handover"] {
         let (code, out, err) = run(&[subcommand.as_ref(), "--state-dir".as_ref(), dir.path().as_os_str()]);
         assert_eq!((code, out.as_str()), (3, ""));
         assert!(
@@ -225,7 +226,7 @@ fn a_standby_answers_refuses_a_second_one_and_stops() {
     let (code, _, err) = first.end();
     assert_eq!(code, 0);
     assert!(
-        err.contains("waiting: for a primary\n") && err.ends_with("Ended; no guest ran here.\n"),
+        err.contains("waiting: for a primary\n") && err.ends_with("Ended; no guest runs here.\n"),
         "{err}"
     );
 }
@@ -257,7 +258,7 @@ fn a_primary_without_a_standby_ends_on_the_first_interrupt() {
     let (code, _, err) = primary.end();
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("connecting: waiting for the standby\n"), "{err}");
-    assert!(err.ends_with("Ended before the guest ran.\n"), "{err}");
+    assert!(err.ends_with("Ended; no guest runs here.\n"), "{err}");
 }
 
 #[test]
@@ -278,7 +279,7 @@ fn the_default_state_directory_is_found_by_name() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let standby = Running { child: Some(child), state_dir: base.join(&name).join("standby") };
+    let standby = Running { child: Some(child), state_dir: base.join(&name) };
     let deadline = Instant::now() + LIMIT;
     let status = || outcome(with_env(&["status".as_ref(), config.as_os_str()]).output().unwrap());
     while status().0 != 0 {
@@ -288,8 +289,11 @@ fn the_default_state_directory_is_found_by_name() {
     let (code, all, err) = outcome(with_env(&["status".as_ref()]).output().unwrap());
     assert_eq!(code, 0, "{err}");
     assert!(all.contains(&format!("{name}, standby: ")), "{all}");
+    let (code, _, err) = outcome(with_env(&["handover".as_ref(), config.as_os_str()]).output().unwrap());
+    assert_eq!(code, 1);
+    assert!(err.contains("no guest runs here: hand it over on the host that runs it"), "{err}");
     let (code, _, err) = outcome(with_env(&["stop".as_ref(), config.as_os_str()]).output().unwrap());
-    assert_eq!(code, 3, "a configuration means the primary: {err}");
+    assert_eq!(code, 0, "{err}");
     drop(standby);
     fs::remove_dir_all(base.join(&name)).unwrap();
 }

@@ -8,7 +8,7 @@
 //! - every counter has at least its acknowledged and at most its attempted count,
 //! - every answer was the one that an undisturbed Redis would have given.
 
-use crate::network::{GUEST, Network};
+use crate::network::Network;
 use redis::{Connection, ErrorKind, RedisError, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,6 +38,9 @@ pub enum CheckError {
     /// The client's namespace could not be entered.
     #[error("Cannot enter the client's network namespace")]
     Namespace(#[source] io::Error),
+    /// Redis refused.
+    #[error("Redis could not be emptied")]
+    Forget(#[source] RedisError),
     /// The expected answers did not come.
     #[error("Only {came} of {expected} further answers came within {limit:?}")]
     Stalled {
@@ -78,12 +81,12 @@ impl Outcome {
     }
 }
 
-/// Connects to Redis in the guest; tries for `limit`.
-pub fn connect(network: &Network, limit: Duration) -> Result<Connection, CheckError> {
+/// Connects to Redis in the guest at `address`; tries for `limit`.
+pub fn connect(network: &Network, address: &str, limit: Duration) -> Result<Connection, CheckError> {
     let end = Instant::now() + limit;
     loop {
         let attempt = network.client.enter(|| {
-            let client = redis::Client::open((GUEST, PORT))?;
+            let client = redis::Client::open((address, PORT))?;
             let mut connection = client.get_connection_with_timeout(Duration::from_millis(500))?;
             connection.set_read_timeout(Some(PATIENCE))?;
             connection.set_write_timeout(Some(PATIENCE))?;
@@ -98,26 +101,44 @@ pub fn connect(network: &Network, limit: Duration) -> Result<Connection, CheckEr
     }
 }
 
+/// Has Redis in the guest at `address` forget everything, so that a client can begin anew.
+pub fn forget(network: &Network, address: &str, limit: Duration) -> Result<(), CheckError> {
+    redis::cmd("FLUSHALL").exec(&mut connect(network, address, limit)?).map_err(CheckError::Forget)
+}
+
+/// What a client tells while it works.
+#[derive(Default)]
+struct Told {
+    answers: AtomicU64,
+    /// Longest time between two answers since it was last asked for, in microseconds.
+    gap: AtomicU64,
+}
+
 /// A client at work on a thread of its own.
 pub struct Load {
     thread: JoinHandle<Worker>,
-    answers: Arc<AtomicU64>,
+    told: Arc<Told>,
     stop: Arc<AtomicBool>,
 }
 
 impl Load {
     /// Begins to write, as fast as answers come. `seed` tells this run's values from another's.
     pub fn start(connection: Connection, seed: u64) -> Load {
-        let answers = Arc::new(AtomicU64::new(0));
+        let told = Arc::new(Told::default());
         let stop = Arc::new(AtomicBool::new(false));
         let worker = Worker { connection, seed, attempted: 0, outcome: Outcome::default() };
-        let (shared, until) = (Arc::clone(&answers), Arc::clone(&stop));
-        Load { thread: thread::spawn(move || worker.work(&shared, &until)), answers, stop }
+        let (shared, until) = (Arc::clone(&told), Arc::clone(&stop));
+        Load { thread: thread::spawn(move || worker.work(&shared, &until)), told, stop }
     }
 
     /// Answers so far.
     pub fn answers(&self) -> u64 {
-        self.answers.load(Ordering::Relaxed)
+        self.told.answers.load(Ordering::Relaxed)
+    }
+
+    /// The longest time between two answers since this was called last, or since the start.
+    pub fn take_gap(&self) -> Duration {
+        Duration::from_micros(self.told.gap.swap(0, Ordering::Relaxed))
     }
 
     /// Waits for `count` further answers, or until the client has given up.
@@ -136,8 +157,8 @@ impl Load {
     }
 
     /// Stops writing, waits for the answers under way and reads everything back: on the same connection, or on a new
-    /// one if it broke.
-    pub fn finish(self, network: &Network) -> Result<Outcome, CheckError> {
+    /// one to the guest at `address` if it broke.
+    pub fn finish(self, network: &Network, address: &str) -> Result<Outcome, CheckError> {
         self.stop.store(true, Ordering::Relaxed);
         let mut worker = self.thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
         if !worker.outcome.broken
@@ -146,7 +167,7 @@ impl Load {
             worker.outcome.broke(&error);
         }
         if worker.outcome.broken {
-            worker.connection = connect(network, PATIENCE)?;
+            worker.connection = connect(network, address, PATIENCE)?;
             if let Err(error) = worker.verify() {
                 worker.outcome.lost += worker.outcome.acknowledged;
                 worker.outcome.problem(|| format!("nothing could be read back: {error}"));
@@ -165,7 +186,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn work(mut self, answers: &AtomicU64, stop: &AtomicBool) -> Worker {
+    fn work(mut self, told: &Told, stop: &AtomicBool) -> Worker {
         let mut last = Instant::now();
         loop {
             let more = !stop.load(Ordering::Relaxed);
@@ -176,9 +197,11 @@ impl Worker {
                 self.send()
             } else {
                 self.receive().inspect(|()| {
-                    self.outcome.gap = self.outcome.gap.max(last.elapsed());
+                    let gap = last.elapsed();
                     last = Instant::now();
-                    answers.store(self.outcome.acknowledged, Ordering::Relaxed);
+                    self.outcome.gap = self.outcome.gap.max(gap);
+                    told.gap.fetch_max(gap.as_micros() as u64, Ordering::Relaxed);
+                    told.answers.store(self.outcome.acknowledged, Ordering::Relaxed);
                 })
             };
             if let Err(error) = step {

@@ -1,4 +1,4 @@
-//! Two hosts that protect one guest, on one machine.
+//! Two hosts that protect a guest or two, on one machine.
 //!
 //! ```text
 //! WORK/lock                held while the lab exists
@@ -6,19 +6,21 @@
 //! WORK/host-a, WORK/host-b what a real host would have of its own, made anew for each pair:
 //!   demo.toml                the same on both
 //!   disk.img                 each host's copy of the guest's disk
+//!   arbiter                  the host's way to what both sides ask
 //!   state                    sockets and records
 //!   aventine.log             what the process printed
+//! WORK/host-a-2, …         the same for a second guest
 //! ```
 
-use crate::network::{GUEST, Network, NetworkError, STANDBY, TAP};
-use crate::node::{Node, NodeError, Role};
+use crate::network::{GUESTS, Host, Network, NetworkError, TAPS};
+use crate::node::{self, Node, NodeError, Role};
 use aventine_engine::Status;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 use toml::Value;
 
@@ -26,8 +28,8 @@ use toml::Value;
 pub const STARTUP: Duration = Duration::from_secs(120);
 /// Longest that a takeover may take, on a slow and busy machine.
 pub const TAKEOVER: Duration = Duration::from_secs(30);
-/// Where the standby listens.
-pub const STANDBY_ADDRESS: &str = "10.78.0.2:7400";
+/// Where the first guest's hosts listen; the second's have the port after it.
+const FIRST_PORT: usize = 7400;
 /// Bytes of the guest's disk.
 const DISK: u64 = 64 << 20;
 /// RAM of the guest.
@@ -36,7 +38,7 @@ const RAM: &str = "128M";
 const MACHINE: &str = "pc,usb=off,vmport=off";
 /// The clock that goes on most evenly in another QEMU process is HPET: unlike the TSC it follows the guest's own time.
 const KERNEL_ARGUMENTS: &str =
-    "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check cryptomgr.notests clocksource=hpet";
+    "console=ttyS0 quiet mitigations=off no_timer_check cryptomgr.notests clocksource=hpet";
 
 /// Why a lab could not be set up or used.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +83,66 @@ pub struct Parts {
     pub interval: String,
     /// How long a side may be silent before it counts as lost, as the configuration writes it.
     pub detection: String,
-    /// Where the primary looks for the standby: [`STANDBY_ADDRESS`], or something between the hosts.
-    pub peer: String,
+    /// Where the primary looks for the standby, if something stands between the hosts.
+    pub proxy: Option<String>,
     /// Whether the hosts' link is encrypted, with keys from `aventine keys`.
     pub tls: bool,
+    /// Within how many epochs the audit compares all of guest memory, if there is one.
+    pub audit: Option<u32>,
+    /// Staging memory of each side, as the configuration writes it.
+    pub staging: String,
+    /// QEMU's arguments besides those that every guest has.
+    pub qemu: Vec<String>,
+    /// The kernel's words besides those that every guest has.
+    pub kernel_words: String,
+}
+
+/// A guest that ends when it reboots or panics, on hosts like those of the demo. The files are still to be named.
+impl Default for Parts {
+    fn default() -> Parts {
+        Parts {
+            program: PathBuf::new(),
+            kernel: PathBuf::new(),
+            initrd: PathBuf::new(),
+            work: PathBuf::new(),
+            interval: "25ms".into(),
+            detection: "1s".into(),
+            proxy: None,
+            tls: false,
+            audit: None,
+            staging: "256MiB".into(),
+            qemu: vec!["-no-reboot".into()],
+            kernel_words: "panic=-1".into(),
+        }
+    }
+}
+
+/// Which of the two guests that a lab has room for, and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Its place in [`GUESTS`].
+    pub guest: usize,
+    /// The host of its primary.
+    pub primary: Host,
+}
+
+impl Site {
+    /// The first guest, with its primary on host a.
+    pub const FIRST: Site = Site { guest: 0, primary: Host::A };
+
+    /// The guest's address.
+    pub fn address(self) -> &'static str {
+        GUESTS[self.guest]
+    }
+
+    /// Where a host listens for it.
+    pub fn listens(self, host: Host) -> String {
+        format!("{}:{}", host.address(), FIRST_PORT + self.guest)
+    }
+
+    fn standby(self) -> Host {
+        self.primary.other()
+    }
 }
 
 /// The hosts' network and directories.
@@ -99,9 +157,11 @@ pub struct Lab {
 #[derive(Debug)]
 pub struct Pair {
     detection: String,
-    /// On host a. Dropped first, so that it does not fail over while the pair ends.
+    /// Which guest it is.
+    pub site: Site,
+    /// Dropped first, so that it does not fail over while the pair ends.
     pub primary: Node,
-    /// On host b.
+    /// On the other host.
     pub standby: Node,
 }
 
@@ -129,33 +189,72 @@ impl Lab {
         &self.network
     }
 
-    /// Starts a standby and a primary with a fresh guest and waits until the guest is protected.
+    /// A host's directory for a guest.
+    pub fn dir(&self, host: Host, site: Site) -> PathBuf {
+        let name = match site.guest {
+            0 => host.name().to_owned(),
+            guest => format!("{}-{}", host.name(), guest + 1),
+        };
+        self.parts.work.join(name)
+    }
+
+    /// Starts the first guest, on fresh hosts, and waits until it is protected.
     pub fn start(&self) -> Result<Pair, LabError> {
-        let (a, b) = (self.prepare("host-a")?, self.prepare("host-b")?);
-        let standby = Node::start(&self.parts.program, &self.network.b, &b, Role::Standby)?;
-        let primary = Node::start(&self.parts.program, &self.network.a, &a, Role::Protect)?;
-        let mut pair = Pair { detection: self.parts.detection.clone(), primary, standby };
-        let decided = |status: &Status| matches!(&status.state[..], "protected" | "unprotected");
-        let status = pair.ask(|primary| primary.wait_for("protection", STARTUP, decided))?;
-        match status.state == "protected" {
-            true => Ok(pair),
-            false => Err(LabError::Busy(pair.detection)),
-        }
+        self.prepare(Site::FIRST)?;
+        self.launch(Site::FIRST)
+    }
+
+    /// Makes both hosts' directories for a guest anew.
+    pub fn prepare(&self, site: Site) -> Result<(), LabError> {
+        [Host::A, Host::B].into_iter().try_for_each(|host| self.prepare_host(host, site))
+    }
+
+    /// Starts a standby and a primary on what their hosts have, and waits until the guest is protected.
+    pub fn launch(&self, site: Site) -> Result<Pair, LabError> {
+        let standby = self.node(site.standby(), site, Role::Standby)?;
+        let primary = self.node(site.primary, site, Role::Protect)?;
+        let mut pair = Pair { detection: self.parts.detection.clone(), site, primary, standby };
+        self.await_protection(&mut pair)?;
+        Ok(pair)
+    }
+
+    /// Starts the primary of a pair anew, with what the ended one left on its host, and waits until its guest is
+    /// protected.
+    pub fn restart_primary(&self, pair: &mut Pair) -> Result<(), LabError> {
+        pair.primary = self.node(pair.site.primary, pair.site, Role::Protect)?;
+        self.await_protection(pair)
     }
 
     /// Starts the standby of a pair anew, with what the ended one left on its host, and waits until the guest is
     /// protected again.
     pub fn restart_standby(&self, pair: &mut Pair) -> Result<(), LabError> {
-        let dir = self.parts.work.join("host-b");
-        pair.standby = Node::start(&self.parts.program, &self.network.b, &dir, Role::Standby)?;
-        pair.ask(|primary| {
-            primary.wait_for("protection anew", STARTUP, |status| status.state == "protected")
-        })?;
-        Ok(())
+        pair.standby = self.node(pair.site.standby(), pair.site, Role::Standby)?;
+        pair.wait_protected()
     }
 
-    fn prepare(&self, host: &str) -> Result<PathBuf, LabError> {
-        let dir = self.parts.work.join(host);
+    /// Runs `aventine` on a host, in its directory for a guest, to the end.
+    pub fn run(&self, host: Host, site: Site, arguments: &[&str]) -> Result<Output, LabError> {
+        let dir = self.dir(host, site);
+        let run = node::command(&self.parts.program, self.network.host(host), &dir, arguments).output();
+        run.map_err(|source| LabError::Node(NodeError::Start { program: self.parts.program.clone(), source }))
+    }
+
+    /// Starts a process on a host, in its directory for a guest.
+    pub fn node(&self, host: Host, site: Site, role: Role) -> Result<Node, NodeError> {
+        Node::start(&self.parts.program, self.network.host(host), &self.dir(host, site), role)
+    }
+
+    fn await_protection(&self, pair: &mut Pair) -> Result<(), LabError> {
+        let decided = |status: &Status| matches!(&status.state[..], "protected" | "unprotected");
+        let status = pair.ask(|primary| primary.wait_for("protection", STARTUP, decided))?;
+        match status.state == "protected" {
+            true => Ok(()),
+            false => Err(LabError::Busy(self.parts.detection.clone())),
+        }
+    }
+
+    fn prepare_host(&self, host: Host, site: Site) -> Result<(), LabError> {
+        let dir = self.dir(host, site);
         let made = || -> io::Result<()> {
             match fs::remove_dir_all(&dir) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -163,14 +262,14 @@ impl Lab {
             }
             DirBuilder::new().mode(0o700).create(&dir)?;
             DirBuilder::new().recursive(true).create(self.parts.work.join("arbiter"))?;
+            symlink("../arbiter", dir.join("arbiter"))?;
             File::create(dir.join("disk.img"))?.set_len(DISK)?;
             if self.parts.tls {
-                self.give_keys(host, &dir)?;
+                self.give_keys(host.name(), &dir)?;
             }
-            fs::write(dir.join("demo.toml"), self.configuration())
+            fs::write(dir.join("demo.toml"), self.configuration(site))
         };
-        made().map_err(|source| LabError::Files { path: dir.clone(), source })?;
-        Ok(dir)
+        made().map_err(|source| LabError::Files { path: dir.clone(), source })
     }
 
     /// Copies a host's keys to it; they are made once for both.
@@ -192,9 +291,12 @@ impl Lab {
         files.iter().try_for_each(|(from, to)| fs::copy(keys.join(from), dir.join(to)).map(drop))
     }
 
-    fn configuration(&self) -> String {
+    fn configuration(&self, site: Site) -> String {
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        let kernel_arguments = format!("{KERNEL_ARGUMENTS} address={GUEST}/24");
+        let number = site.guest + 1;
+        let kernel_words = &self.parts.kernel_words;
+        let kernel_arguments = format!("{KERNEL_ARGUMENTS} {kernel_words} address={}/24", site.address());
+        let network = format!("virtio-net-pci,netdev=net0,mac=52:54:00:00:77:0{number},romfile=");
         let command = [
             "qemu-system-x86_64",
             "-accel",
@@ -206,7 +308,6 @@ impl Lab {
             "-nodefaults",
             "-display",
             "none",
-            "-no-reboot",
             "-serial",
             "file:console.log",
             "-kernel",
@@ -216,23 +317,32 @@ impl Lab {
             "-append",
             &kernel_arguments,
             "-device",
-            "virtio-net-pci,netdev=net0,mac=52:54:00:00:77:0a,romfile=",
+            &network,
             "-device",
             "virtio-blk-pci,drive=disk0",
         ];
-        let command = Value::from(command.map(Value::from).to_vec());
-        let interval = Value::from(self.parts.interval.as_str());
-        let detection = Value::from(self.parts.detection.as_str());
-        let arbiter = Value::from(text(&self.parts.work.join("arbiter")));
-        let peer = &self.parts.peer;
+        let command = command.into_iter().chain(self.parts.qemu.iter().map(String::as_str));
+        let command = Value::from(command.map(Value::from).collect::<Vec<_>>());
+        let value = |text: &String| Value::from(text.as_str());
+        let (interval, detection) = (value(&self.parts.interval), value(&self.parts.detection));
+        let staging = value(&self.parts.staging);
+        let port = FIRST_PORT + site.guest;
+        let peer = match &self.parts.proxy {
+            Some(proxy) => value(proxy),
+            None => Value::from([Host::A, Host::B].map(|host| Value::from(site.listens(host))).to_vec()),
+        };
+        let (name, tap) = (["demo", "demo-2"][site.guest], TAPS[site.guest]);
         let security = match self.parts.tls {
             true => r#"tls = { ca = "ca.pem", cert = "node.pem", key = "node.key" }"#,
             false => "unsafe_plaintext = true",
         };
+        let audit = self.parts.audit.map(|n| format!("audit = {{ every = {n} }}")).unwrap_or_default();
         format!(
-            r#"name = "demo"
+            r#"name = "{name}"
+staging = {staging}
 heartbeat = "20ms"
 detection = {detection}
+{audit}
 
 [guest]
 plugin = "qemu"
@@ -241,7 +351,7 @@ command = {command}
 [[network]]
 id = "net0"
 plugin = "userspace"
-uplink = {{ tap = "{TAP}" }}
+uplink = {{ tap = "{tap}" }}
 
 [[disk]]
 id = "disk0"
@@ -250,8 +360,8 @@ image = "disk.img"
 
 [transport]
 plugin = "tcp"
-listen = "{STANDBY}:7400"
-peer = "{peer}"
+listen = "0.0.0.0:{port}"
+peer = {peer}
 {security}
 
 [policy]
@@ -260,7 +370,7 @@ interval = {interval}
 
 [arbiter]
 plugin = "shared-file"
-path = {arbiter}
+path = "arbiter"
 "#
         )
     }
@@ -270,16 +380,36 @@ impl Pair {
     /// Asks something of the primary. Where it fails because the standby has taken over already, the error says so.
     pub fn ask<T>(&mut self, what: impl FnOnce(&mut Node) -> Result<T, NodeError>) -> Result<T, LabError> {
         what(&mut self.primary).map_err(|error| match self.standby.status() {
-            Ok(status) if status.state == "active" => LabError::Busy(self.detection.clone()),
+            Ok(status) if status.side == "primary" => LabError::Busy(self.detection.clone()),
             _ => error.into(),
         })
+    }
+
+    /// Waits until the guest is protected.
+    pub fn wait_protected(&mut self) -> Result<(), LabError> {
+        self.ask(|primary| primary.wait_for("protection", STARTUP, |status| status.state == "protected"))?;
+        Ok(())
     }
 
     /// Loses the primary's host: its controller and its QEMU, at the same moment. Waits until the standby runs the
     /// guest.
     pub fn fail_over(&mut self, guest_first: bool) -> Result<(), LabError> {
         self.ask(|primary| primary.kill(guest_first))?;
-        self.standby.wait_for("the takeover", TAKEOVER, |status| status.state == "active")?;
+        self.standby.wait_for("the takeover", TAKEOVER, |status| status.side == "primary")?;
         Ok(())
+    }
+
+    /// Hands the guest over; what was the standby is the primary then.
+    pub fn hand_over(&mut self) -> Result<(), LabError> {
+        self.ask(|primary| primary.hand_over())?;
+        self.standby.wait_for("playing the primary", TAKEOVER, |status| status.side == "primary")?;
+        self.change_roles();
+        Ok(())
+    }
+
+    /// The guest runs on the standby's host by now: what was the standby is the primary.
+    pub fn change_roles(&mut self) {
+        std::mem::swap(&mut self.primary, &mut self.standby);
+        self.site.primary = self.site.primary.other();
     }
 }

@@ -32,6 +32,9 @@ const AFTERWARDS: u64 = 1000;
 /// Longest that these may take.
 const ANSWERS: Duration = Duration::from_secs(60);
 
+/// The address of the only guest.
+const GUEST: &str = network::GUESTS[0];
+
 /// What the demo is told.
 #[derive(Clone, Debug)]
 pub struct DemoOptions {
@@ -95,8 +98,7 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
         work: options.work.clone(),
         interval: options.interval.clone(),
         detection: "200ms".into(),
-        peer: lab::STANDBY_ADDRESS.into(),
-        tls: false,
+        ..Parts::default()
     })?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut rounds = Vec::new();
@@ -119,7 +121,7 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
 fn round(lab: &Lab, random: &mut StdRng) -> Result<Round, DemoError> {
     eprintln!("  starting the guest on host a, its standby on host b");
     let mut pair = lab.start()?;
-    let connection = checker::connect(lab.network(), lab::STARTUP)?;
+    let connection = checker::connect(lab.network(), GUEST, lab::STARTUP)?;
     eprintln!("  protected; a Redis client writes on one TCP connection");
     let load = Load::start(connection, random.random());
     let floor = pair.ask(|primary| primary.floor(FLOOR_ROUNDS))?;
@@ -131,7 +133,7 @@ fn round(lab: &Lab, random: &mut StdRng) -> Result<Round, DemoError> {
     pair.fail_over(random.random())?;
     eprintln!("  host b runs the guest after {} ms", lost_at.elapsed().as_millis());
     load.wait_answers(AFTERWARDS, ANSWERS)?;
-    let outcome = load.finish(lab.network())?;
+    let outcome = load.finish(lab.network(), GUEST)?;
     for problem in &outcome.problems {
         eprintln!("  {problem}");
     }
@@ -156,7 +158,7 @@ fn round(lab: &Lab, random: &mut StdRng) -> Result<Round, DemoError> {
 /// Protects a guest and says how to play with it.
 fn keep(lab: &Lab) -> Result<(), DemoError> {
     let mut pair: Pair = lab.start()?;
-    checker::connect(lab.network(), lab::STARTUP)?;
+    checker::connect(lab.network(), GUEST, lab::STARTUP)?;
     let status = pair.primary.status()?;
     let own = std::process::id();
     let enter = match in_user_namespace() {
@@ -165,7 +167,7 @@ fn keep(lab: &Lab) -> Result<(), DemoError> {
     };
     let net = lab.network().client.path();
     eprintln!("A protected guest is left running. To play with it, from another shell:");
-    eprintln!("  {enter} --net={} redis-cli -h {}", net.display(), network::GUEST);
+    eprintln!("  {enter} --net={} redis-cli -h {}", net.display(), GUEST);
     eprintln!("  kill -9 {} {}", pair.primary.pid(), status.guest_pid.unwrap_or_default());
     for (host, node) in [("a", &pair.primary), ("b", &pair.standby)] {
         eprintln!("  aventine status --state-dir {}   # host {host}", node.state_dir().display());

@@ -8,7 +8,7 @@
 //!  ╔ host a ═╪══╗ ╔═══╪ host b ═╗
 //!  ║      uplink║ ║uplink       ║
 //!  ║  br-guest  ║ ║  br-guest   ║
-//!  ║  tap-demo  ║ ║  tap-demo   ║   the guest: 10.77.0.10
+//!  ║ tap-demo-N ║ ║ tap-demo-N  ║   the guests: 10.77.0.10, 10.77.0.20
 //!  ║      wire ─╫─╫─ wire       ║   replication: 10.78.0.1, 10.78.0.2
 //!  ╚════════════╝ ╚═════════════╝
 //! ```
@@ -23,12 +23,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::{fmt, fs, panic, thread};
 
-/// The tap on each host that the guest's frames leave by.
-pub const TAP: &str = "tap-demo";
-/// The guest's address.
-pub const GUEST: &str = "10.77.0.10";
-/// The standby's address for replication.
-pub const STANDBY: &str = "10.78.0.2";
+/// The guests' addresses, in the order of [`TAPS`].
+pub const GUESTS: [&str; 2] = ["10.77.0.10", "10.77.0.20"];
+/// The taps on each host that the guests' frames leave by.
+pub const TAPS: [&str; 2] = ["tap-demo-1", "tap-demo-2"];
 
 /// Why the network could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -41,12 +39,22 @@ pub enum NetworkError {
         "Cannot open /dev/net/tun: run this as root, or let this user open it (Debian's udev makes it mode 666)"
     )]
     Tap(#[source] io::Error),
-    /// `ip` could not be run.
-    #[error("Cannot run `ip`: install iproute2")]
-    Program(#[source] io::Error),
-    /// `ip` refused.
-    #[error("`ip` failed: {0}")]
-    Refused(String),
+    /// `ip` or `tc` could not be run.
+    #[error("Cannot run `{program}`: install iproute2")]
+    Program {
+        /// Which one.
+        program: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It refused.
+    #[error("`{program}` failed: {said}")]
+    Refused {
+        /// Which one.
+        program: &'static str,
+        /// Its words.
+        said: String,
+    },
 }
 
 /// A network namespace without a name.
@@ -82,7 +90,7 @@ impl Namespace {
 
     /// Runs the lines as `ip` commands inside.
     fn ip(&self, lines: &str) -> Result<(), NetworkError> {
-        self.enter(|| run_ip(lines)).map_err(NetworkError::Namespace)?
+        self.enter(|| run_batch("ip", lines)).map_err(NetworkError::Namespace)?
     }
 }
 
@@ -92,14 +100,49 @@ impl fmt::Debug for Namespace {
     }
 }
 
+/// One of the two hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// The one that starts as the primary, where nothing else is asked for.
+    A,
+    /// The other.
+    B,
+}
+
+impl Host {
+    /// The other one.
+    pub fn other(self) -> Host {
+        match self {
+            Host::A => Host::B,
+            Host::B => Host::A,
+        }
+    }
+
+    /// `host-a` or `host-b`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Host::A => "host-a",
+            Host::B => "host-b",
+        }
+    }
+
+    /// Its address for replication.
+    pub fn address(self) -> &'static str {
+        match self {
+            Host::A => "10.78.0.1",
+            Host::B => "10.78.0.2",
+        }
+    }
+}
+
 /// The whole network.
 #[derive(Debug)]
 pub struct Network {
     /// Where the client is: 10.77.0.1.
     pub client: Namespace,
-    /// The host that starts as the primary.
+    /// [`Host::A`].
     pub a: Namespace,
-    /// The host that starts as the standby.
+    /// [`Host::B`].
     pub b: Namespace,
 }
 
@@ -125,20 +168,35 @@ impl Network {
             b.display()
         ))?;
         network.a.ip(&format!("link add wire type veth peer name wire netns {}", b.display()))?;
-        for (namespace, number) in [(&network.a, 1), (&network.b, 2)] {
-            namespace.ip(&format!(
+        for (host, number) in [(Host::A, 1), (Host::B, 2)] {
+            let taps = TAPS.map(|tap| {
+                format!(
+                    "tuntap add {tap} mode tap
+                     link set {tap} master br-guest up"
+                )
+            });
+            network.host(host).ip(&format!(
                 "link set lo up
                  link add br-guest type bridge stp_state 0 forward_delay 0
                  addr add 10.77.0.1{number}/24 dev br-guest
-                 tuntap add {TAP} mode tap
-                 link set {TAP} master br-guest up
+                 {}
                  link set uplink master br-guest up
                  link set br-guest up
-                 addr add 10.78.0.{number}/24 dev wire
-                 link set wire up"
+                 addr add {}/24 dev wire
+                 link set wire up",
+                taps.join("\n"),
+                host.address()
             ))?;
         }
         Ok(network)
+    }
+
+    /// The namespace of a host.
+    pub fn host(&self, host: Host) -> &Namespace {
+        match host {
+            Host::A => &self.a,
+            Host::B => &self.b,
+        }
     }
 }
 
@@ -156,53 +214,75 @@ pub enum Cut {
 impl Network {
     /// Loses frames between the hosts, without a sign of it at either end: they go to an address that nobody has.
     pub fn cut(&self, cut: Cut) -> Result<(), NetworkError> {
-        for (namespace, number) in self.senders(cut) {
-            namespace.ip(&format!(
-                "neigh replace 10.78.0.{number} lladdr 02:00:00:00:00:ff dev wire nud permanent"
-            ))?;
+        for &host in cut.senders() {
+            let to = host.other().address();
+            self.host(host)
+                .ip(&format!("neigh replace {to} lladdr 02:00:00:00:00:ff dev wire nud permanent"))?;
         }
         Ok(())
     }
 
     /// Undoes [`Network::cut`].
     pub fn heal(&self, cut: Cut) -> Result<(), NetworkError> {
-        let mut senders = self.senders(cut);
-        senders
-            .try_for_each(|(namespace, number)| namespace.ip(&format!("neigh del 10.78.0.{number} dev wire")))
+        for &host in cut.senders() {
+            let to = host.other().address();
+            self.host(host).ip(&format!("neigh del {to} dev wire"))?;
+        }
+        Ok(())
     }
 
-    /// Loses what the client sends to the guest, without a sign of it; what the guest sends still arrives.
-    pub fn mute_client(&self) -> Result<(), NetworkError> {
-        self.client.ip(&format!("neigh replace {GUEST} lladdr 02:00:00:00:00:ff dev br0 nud permanent"))
+    /// Loses what the client sends to the guest at `address`, without a sign of it; what the guest sends still arrives.
+    pub fn mute_client(&self, address: &str) -> Result<(), NetworkError> {
+        self.client.ip(&format!("neigh replace {address} lladdr 02:00:00:00:00:ff dev br0 nud permanent"))
     }
 
     /// Undoes [`Network::mute_client`].
-    pub fn unmute_client(&self) -> Result<(), NetworkError> {
-        self.client.ip(&format!("neigh del {GUEST} dev br0"))
+    pub fn unmute_client(&self, address: &str) -> Result<(), NetworkError> {
+        self.client.ip(&format!("neigh del {address} dev br0"))
     }
 
-    /// Who sends what is cut, and the last number of the address it sends to.
-    fn senders(&self, cut: Cut) -> impl Iterator<Item = (&Namespace, u8)> {
-        let a = (cut != Cut::FromB).then_some((&self.a, 2));
-        a.into_iter().chain((cut != Cut::FromA).then_some((&self.b, 1)))
+    /// Lets as many bytes a second through between the hosts, in each direction.
+    pub fn limit(&self, bytes_a_second: u64) -> Result<(), NetworkError> {
+        for host in [Host::A, Host::B] {
+            let line =
+                format!("qdisc replace dev wire root tbf rate {bytes_a_second}bps burst 256kb latency 50ms");
+            self.host(host).enter(|| run_batch("tc", &line)).map_err(NetworkError::Namespace)??;
+        }
+        Ok(())
     }
 }
 
-fn run_ip(lines: &str) -> Result<(), NetworkError> {
-    let mut child = Command::new("ip")
+impl Cut {
+    /// Whose frames are lost.
+    fn senders(self) -> &'static [Host] {
+        match self {
+            Cut::Both => &[Host::A, Host::B],
+            Cut::FromA => &[Host::A],
+            Cut::FromB => &[Host::B],
+        }
+    }
+}
+
+/// Runs the lines as commands of `ip` or `tc`.
+fn run_batch(program: &'static str, lines: &str) -> Result<(), NetworkError> {
+    let failed = |source| NetworkError::Program { program, source };
+    let mut child = Command::new(program)
         .args(["-batch", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(NetworkError::Program)?;
+        .map_err(failed)?;
     if let Some(mut input) = child.stdin.take() {
-        input.write_all(lines.as_bytes()).map_err(NetworkError::Program)?;
+        input.write_all(lines.as_bytes()).map_err(failed)?;
     }
-    let output = child.wait_with_output().map_err(NetworkError::Program)?;
+    let output = child.wait_with_output().map_err(failed)?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(NetworkError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+        false => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(NetworkError::Refused { program, said })
+        }
     }
 }
 
@@ -249,9 +329,9 @@ mod tests {
         let Some(network) = network() else { return };
         assert_eq!(talk(&network.client, &network.a, "10.77.0.11").unwrap(), b"hello");
         assert_eq!(talk(&network.client, &network.b, "10.77.0.12").unwrap(), b"hello");
-        assert_eq!(talk(&network.a, &network.b, STANDBY).unwrap(), b"hello");
-        assert!(network.client.enter(|| TcpListener::bind((STANDBY, 7000))).unwrap().is_err());
-        assert!(TcpListener::bind((STANDBY, 7000)).is_err());
+        assert_eq!(talk(&network.a, &network.b, Host::B.address()).unwrap(), b"hello");
+        assert!(network.client.enter(|| TcpListener::bind((Host::B.address(), 7000))).unwrap().is_err());
+        assert!(TcpListener::bind((Host::B.address(), 7000)).is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use aventine_engine::{Quantiles, Status};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -93,10 +94,20 @@ pub enum Role {
     Standby,
 }
 
+/// `program` with `arguments` in `namespace` and `dir`. The process dies with the calling thread.
+pub(crate) fn command(program: &Path, namespace: &Namespace, dir: &Path, arguments: &[&str]) -> Command {
+    let mut network = OsString::from("--net=");
+    network.push(namespace.path());
+    let mut command = Command::new("nsenter");
+    command.arg(network).args(["--", "setpriv", "--pdeathsig", "KILL", "--"]);
+    command.arg(program).args(arguments).current_dir(dir).stdin(Stdio::null());
+    command
+}
+
 /// A running process. Dropping it ends it and its guest.
 #[derive(Debug)]
 pub struct Node {
-    name: &'static str,
+    name: String,
     dir: PathBuf,
     child: Child,
 }
@@ -105,26 +116,20 @@ impl Node {
     /// Starts `program` in `namespace` on the configuration `dir/demo.toml`, with state in `dir/state` and its log in
     /// `dir/aventine.log`. The process dies with the calling thread.
     pub fn start(program: &Path, namespace: &Namespace, dir: &Path, role: Role) -> Result<Node, NodeError> {
-        let (name, verb) = match role {
-            Role::Protect => ("The primary", "protect"),
-            Role::Standby => ("The standby", "standby"),
+        let verb = match role {
+            Role::Protect => "protect",
+            Role::Standby => "standby",
         };
+        // One that is started again says what happened after what happened before.
         let failed = |source| NodeError::Start { program: program.to_owned(), source };
-        let log = File::create(dir.join("aventine.log")).map_err(failed)?;
-        let mut network = std::ffi::OsString::from("--net=");
-        network.push(namespace.path());
-        let child = Command::new("nsenter")
-            .arg(network)
-            .args(["--", "setpriv", "--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .args([verb, "demo.toml", "--state-dir", "state"])
-            .current_dir(dir)
-            .stdin(Stdio::null())
+        let log = File::options().create(true).append(true).open(dir.join("aventine.log")).map_err(failed)?;
+        let child = command(program, namespace, dir, &[verb, "demo.toml", "--state-dir", "state"])
             .stderr(log.try_clone().map_err(failed)?)
             .stdout(log)
             .process_group(0)
             .spawn()
             .map_err(failed)?;
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Node { name, dir: dir.to_owned(), child })
     }
 
@@ -133,24 +138,34 @@ impl Node {
         self.child.id()
     }
 
+    /// Its host's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Its state directory.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.join("state")
     }
 
-    /// The last lines of its log.
-    pub fn log(&self) -> String {
+    /// All that it has printed.
+    pub fn printed(&self) -> String {
         let text = fs::read(self.dir.join("aventine.log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// The last lines of that.
+    pub fn log(&self) -> String {
+        let text = self.printed();
         let lines = text.lines().collect::<Vec<_>>();
         lines[lines.len().saturating_sub(TAIL)..].join("\n")
     }
 
     /// Asks on the admin socket.
     pub fn request<T: DeserializeOwned>(&self, request: &Value) -> Result<T, NodeError> {
-        let silent = |source| NodeError::Silent { node: self.name.into(), source };
+        let silent = |source| NodeError::Silent { node: self.name.clone(), source };
         let line = self.exchange(request).map_err(silent)?;
-        let refused = || NodeError::Refused { node: self.name.into(), answer: line.trim().to_owned() };
+        let refused = || NodeError::Refused { node: self.name.clone(), answer: line.trim().to_owned() };
         let mut answer = serde_json::from_str::<Value>(&line).map_err(|_| refused())?;
         let ok = answer.get_mut("ok").map(Value::take).ok_or_else(refused)?;
         serde_json::from_value(ok).map_err(|_| refused())
@@ -180,6 +195,11 @@ impl Node {
         self.request::<Value>(&json!({ "request": "stop" })).map(drop)
     }
 
+    /// Hands its guest over to the other host; returns once it runs there.
+    pub fn hand_over(&self) -> Result<(), NodeError> {
+        self.request::<Value>(&json!({ "request": "handover" })).map(drop)
+    }
+
     /// Waits until the status satisfies `reached`. `event` says what that is, for a person.
     pub fn wait_for(
         &mut self,
@@ -198,11 +218,11 @@ impl Node {
                 Err(_) => {}
             }
             if let Some(status) = self.child.try_wait().map_err(|source| self.signal_error(source))? {
-                let (node, event, log) = (self.name.into(), event.into(), self.log());
+                let (node, event, log) = (self.name.clone(), event.into(), self.log());
                 return Err(NodeError::Ended { node, status, event, log });
             }
             if Instant::now() >= end {
-                let (node, event, log) = (self.name.into(), event.into(), self.log());
+                let (node, event, log) = (self.name.clone(), event.into(), self.log());
                 return Err(NodeError::Late { node, event, limit, state, log });
             }
             thread::sleep(POLL);
@@ -218,7 +238,7 @@ impl Node {
             }
             if Instant::now() >= end {
                 let event = "its end".into();
-                let (node, state, log) = (self.name.into(), String::new(), self.log());
+                let (node, state, log) = (self.name.clone(), String::new(), self.log());
                 return Err(NodeError::Late { node, event, limit, state, log });
             }
             thread::sleep(POLL);
@@ -237,21 +257,40 @@ impl Node {
 
     /// Ends the process and its guest's at the same moment with SIGKILL, as the loss of the host does.
     pub fn kill(&mut self, guest_first: bool) -> Result<(), NodeError> {
-        let guest = self.status()?.guest_pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let guest = guest.ok_or_else(|| self.signal_error(io::Error::other("it has no guest process")))?;
-        let own = Pid::from_child(&self.child);
+        let (guest, own) = (self.guest()?, Pid::from_child(&self.child));
         for pid in if guest_first { [guest, own] } else { [own, guest] } {
-            match kill_process(pid, Signal::KILL) {
-                // The guest may have died with its controller already.
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => return Err(self.signal_error(error.into())),
-            }
+            self.kill_process(pid)?;
         }
         self.child.wait().map(drop).map_err(|source| self.signal_error(source))
     }
 
+    /// Ends the process alone with SIGKILL.
+    pub fn kill_controller(&mut self) -> Result<(), NodeError> {
+        self.kill_process(Pid::from_child(&self.child))?;
+        self.wait().map(drop)
+    }
+
+    /// Ends its guest's process alone with SIGKILL.
+    pub fn kill_guest(&self) -> Result<(), NodeError> {
+        self.kill_process(self.guest()?)
+    }
+
+    /// Its guest's process.
+    fn guest(&self) -> Result<Pid, NodeError> {
+        let guest = self.status()?.guest_pid.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        guest.ok_or_else(|| self.signal_error(io::Error::other("it has no guest process")))
+    }
+
+    /// The guest may have died with its controller already.
+    fn kill_process(&self, pid: Pid) -> Result<(), NodeError> {
+        match kill_process(pid, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(self.signal_error(error.into())),
+        }
+    }
+
     fn signal_error(&self, source: io::Error) -> NodeError {
-        NodeError::Signal { node: self.name.into(), source }
+        NodeError::Signal { node: self.name.clone(), source }
     }
 }
 

@@ -12,21 +12,40 @@ use tracing::{info, warn};
 /// How long to wait before asking an arbiter again that gave no verdict.
 const RETRY: Duration = Duration::from_millis(200);
 
+/// What there is to ask.
+enum Question {
+    Claim(SessionId),
+    Probe,
+}
+
+/// What the arbiter said.
+pub(crate) enum Answer {
+    /// On the claim of a session.
+    Verdict(SessionId, Verdict),
+    /// Whether it can be asked.
+    Probed(Result<(), PluginError>),
+}
+
 /// Asks the arbiter for one side.
 pub(crate) struct Claimant {
-    claims: Sender<SessionId>,
+    questions: Sender<Question>,
 }
 
 impl Claimant {
-    /// Starts the thread; `answer` gets a verdict for each claim. An arbiter that cannot be asked is undecided.
+    /// Starts the thread; `answer` gets a verdict for each claim, and the outcome of each probe. An arbiter that cannot
+    /// be asked is undecided.
     pub(crate) fn start(
         mut arbiter: Box<dyn Arbiter>,
         side: Side,
-        answer: impl Fn(SessionId, Verdict) + Send + 'static,
+        answer: impl Fn(Answer) + Send + 'static,
     ) -> Claimant {
-        let (claims, asked) = channel();
+        let (questions, asked) = channel();
         thread::spawn(move || {
-            for session in asked {
+            for question in asked {
+                let Question::Claim(session) = question else {
+                    answer(Answer::Probed(arbiter.probe()));
+                    continue;
+                };
                 let verdict = arbiter.claim(session, side).unwrap_or_else(|error| {
                     warn!(error = error.chain(), "the arbiter cannot be asked; asking again");
                     Verdict::Undecided
@@ -36,16 +55,21 @@ impl Claimant {
                 } else {
                     info!(%session, ?verdict, "the arbiter has decided");
                 }
-                answer(session, verdict);
+                answer(Answer::Verdict(session, verdict));
             }
         });
-        Claimant { claims }
+        Claimant { questions }
     }
 
     /// Claims the guest of `session`; the verdict comes through `answer`.
     pub(crate) fn claim(&self, session: SessionId) {
         // The thread ends only when this end is dropped.
-        let _ = self.claims.send(session);
+        let _ = self.questions.send(Question::Claim(session));
+    }
+
+    /// Asks whether the arbiter could be asked; the outcome comes through `answer`.
+    pub(crate) fn probe(&self) {
+        let _ = self.questions.send(Question::Probe);
     }
 }
 
@@ -68,8 +92,8 @@ pub enum RecordError {
     },
     /// The standby has taken over.
     #[error(
-        "The standby took this guest over (session {session}), so its disks and memory here are out of date. To start \
-         it here all the same, make sure that it runs nowhere else and remove {path}"
+        "The other host took this guest over (session {session}), so its disks and memory here are out of date. To \
+         start it here all the same, make sure that it runs nowhere else and remove {path}"
     )]
     Taken {
         /// The session.
@@ -102,15 +126,15 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn open(state_dir: &Path) -> Result<Record, RecordError> {
-        Ok(Record { path: state_dir.join("session") })
+    pub(crate) fn open(state_dir: &Path) -> Record {
+        Record { path: state_dir.join("session") }
     }
 
     /// Settles the session that a crash left open, if there is one: either this side owns the guest now, for ever,
     /// or the answer is an error.
     pub(crate) fn settle(&mut self, arbiter: &mut dyn Arbiter) -> Result<(), RecordError> {
-        let text = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
+        let text = match fs::read(&self.path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(source) => return Err(RecordError::Io { path: self.path.clone(), source }),
         };
@@ -147,9 +171,10 @@ impl Record {
     }
 }
 
-fn parse(hex: &str) -> Option<SessionId> {
+pub(crate) fn parse(hex: &str) -> Option<SessionId> {
     let mut id = [0; 16];
-    if hex.len() != 32 || !hex.is_ascii() {
+    // A number may have a sign, an id has none.
+    if hex.len() != 32 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, digits) in id.iter_mut().zip(hex.as_bytes().chunks(2)) {
@@ -177,7 +202,7 @@ mod tests {
     fn a_session_left_open_is_settled_before_the_guest_runs_again() {
         let dir = tempfile::tempdir().unwrap();
         let session = SessionId([0xa5; 16]);
-        let mut record = Record::open(dir.path()).unwrap();
+        let mut record = Record::open(dir.path());
         record.settle(&mut Says(Verdict::Lost)).expect("nothing was open");
         record.begin(session).unwrap();
         let error = record.settle(&mut Says(Verdict::Lost)).unwrap_err();
@@ -185,7 +210,9 @@ mod tests {
         assert!(matches!(record.settle(&mut Says(Verdict::Undecided)), Err(RecordError::Undecided { .. })));
         record.settle(&mut Says(Verdict::Won)).unwrap();
         record.settle(&mut Says(Verdict::Lost)).expect("settled for good");
-        fs::write(dir.path().join("session"), "nonsense").unwrap();
-        assert!(matches!(record.settle(&mut Says(Verdict::Won)), Err(RecordError::Damaged { .. })));
+        for nonsense in [&b"nonsense"[..], b"+5+5+5+5+5+5+5+5+5+5+5+5+5+5+5+5", &[0xff; 32]] {
+            fs::write(dir.path().join("session"), nonsense).unwrap();
+            assert!(matches!(record.settle(&mut Says(Verdict::Won)), Err(RecordError::Damaged { .. })));
+        }
     }
 }

@@ -14,6 +14,11 @@ pub enum Command {
         /// Answered once protection has ended, with an error text if it could not be ended.
         reply: Sender<Result<(), String>>,
     },
+    /// Primary: let the standby's host run the guest, and follow it from then on.
+    HandOver {
+        /// Answered once the guest runs there, or with the reason why it does not.
+        reply: Sender<Result<(), String>>,
+    },
     /// End protection, ask the guest to shut down, and return when it has.
     PowerDown,
     /// End protection, end the guest at once, and return.
@@ -38,15 +43,39 @@ pub struct Quantiles {
     pub max: u64,
 }
 
+/// What the audit has found so far, over all sessions; standby: what this side compared, primary: what the standby has
+/// answered for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// Within how many epochs every page shall be compared.
+    pub every: u64,
+    /// Guest pages compared, each as often as it was.
+    pub pages: u64,
+    /// Complete passes over all of guest memory.
+    pub passes: u64,
+    /// The epoch in which the last complete pass ended.
+    pub last_pass_epoch: u64,
+    /// How many epochs it took.
+    pub last_pass_epochs: u64,
+    /// How long it took, in milliseconds.
+    pub last_pass_ms: u64,
+    /// Processor time spent on hashing since the session's first checkpoint, in percent of one processor.
+    pub hashing_percent: f64,
+    /// Guest pages that were found to differ.
+    pub mismatches: u64,
+    /// The last time that any did: which, and in which epoch.
+    pub last_mismatch: String,
+}
+
 /// A snapshot of a running engine; what `aventine status --json` prints.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     /// Name of the guest.
     pub guest: String,
-    /// `primary` or `standby`.
+    /// `primary` or `standby`: the role that this side plays now.
     pub side: String,
-    /// Primary: `connecting`, `copying`, `arming`, `protected`, `ending`, `resolving`, `unprotected`, `fenced`,
-    /// `handed-over`, `ended`. Standby: `waiting`, `copying`, `armed`, `resolving`, `active`, `ended`.
+    /// Primary: `connecting`, `copying`, `arming`, `protected`, `handing-over`, `ending`, `resolving`, `unprotected`,
+    /// `fenced`, `handed-over`, `ended`. Standby: `waiting`, `copying`, `armed`, `resolving`, `active`, `ended`.
     pub state: String,
     /// Why it is in this state, where that needs a word.
     pub detail: String,
@@ -80,8 +109,10 @@ pub struct Status {
     pub dropped_frames: u64,
     /// Primary: frames of which the standby was given no copy to repeat at a takeover. Nothing is lost by it.
     pub uncopied_frames: u64,
-    /// Standby: microseconds from the decision to take over to the running guest.
+    /// After a takeover: microseconds from the decision to take over to the running guest.
     pub activation_us: u64,
+    /// The audit, if there is one and a session has begun.
+    pub audit: Option<AuditStatus>,
 }
 
 /// The program's handle to an engine.

@@ -1,7 +1,7 @@
 //! The epoch loop: capture, staging, commit, failover.
 //!
 //! Start reading at `primary.rs` (`Loop::epoch` is a checkpoint from pause to hand-over) and `standby.rs`
-//! (`Session::carry_out` is its other half). What is decided is decided in [`aventine_protocol`]; the plugins do the
+//! (`Session::carry_out` is its other half); `roles.rs` tells how one becomes the other. What is decided is decided in [`aventine_protocol`]; the plugins do the
 //! work at the edges.
 //!
 //! | thread | primary | standby |
@@ -10,14 +10,21 @@
 //! | bulk | sender: encode, send | receiver: receive, check, stage |
 //! | control | reader, heartbeat | reader, heartbeat |
 //! | arbiter | claims | claims |
+//! | audit | hashes guest memory, if it is configured | (the loop compares) |
 
 mod arbiter;
+mod audit;
 mod control;
+mod door;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod link;
 mod memory;
 mod parts;
 mod primary;
 mod receiver;
+mod roles;
 mod sender;
 mod silence;
 mod staging;
@@ -28,30 +35,27 @@ mod stats;
 mod tests;
 mod wire;
 
+use aventine_api::Side;
 use aventine_config::Config;
 use std::path::Path;
 
 pub use arbiter::RecordError;
-pub use control::{Command, Control, Inbox, Quantiles, Status, command_channel};
+pub use control::{AuditStatus, Command, Control, Inbox, Quantiles, Status, command_channel};
 pub use link::HandshakeError;
 pub use parts::PluginFailure;
 
-/// How protecting a guest ended.
+/// How an engine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProtectEnd {
-    /// It was told to end before the guest ran.
+pub enum End {
+    /// It was told to end while no guest ran here.
     Stopped,
     /// The guest shut itself down, or was asked to by [`Command::PowerDown`] or [`Command::Kill`].
     GuestEnded,
-    /// The standby owns the guest: this side's copy was ended.
-    Fenced,
-    /// The guest's process was lost here and the standby was told to take over.
-    HandedOver,
 }
 
-/// Why protecting a guest could not begin or go on.
+/// Why an engine could not begin or go on.
 #[derive(Debug, thiserror::Error)]
-pub enum ProtectError {
+pub enum EngineError {
     /// A plugin failed.
     #[error(transparent)]
     Plugin(#[from] PluginFailure),
@@ -75,38 +79,13 @@ pub enum ProtectError {
     },
 }
 
-/// How a standby ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StandbyEnd {
-    /// It was told to end while it held no active guest.
-    Stopped,
-    /// It had taken over, and the guest ended.
-    GuestEnded,
-}
-
-/// Why a standby could not begin or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum StandbyError {
-    /// A plugin failed.
-    #[error(transparent)]
-    Plugin(#[from] PluginFailure),
-    /// The guest's process was lost after the takeover.
-    #[error("The guest's process is gone ({how}); it had been taken over and was not protected")]
-    GuestLost {
-        /// How it ended.
-        how: String,
-    },
-}
-
-/// Protects the guest of `config` until it ends: waits for the standby, starts the guest, copies it live, then makes
-/// epochs. Blocks. The calling thread must be one that lives as long as the guest: a guest's process may be tied to it.
-pub fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result<ProtectEnd, ProtectError> {
-    inbox.introduce(&config.name, "primary");
-    primary::protect(config, state_dir, inbox)
-}
-
-/// Stands by for the guest of `config`; after a takeover, runs it until it ends. Blocks; the same holds for the thread.
-pub fn standby(config: &Config, state_dir: &Path, inbox: Inbox) -> Result<StandbyEnd, StandbyError> {
-    inbox.introduce(&config.name, "standby");
-    standby::standby(config, state_dir, inbox)
+/// Plays `side` for the guest of `config`, and whatever role follows from it, until the guest has ended or the operator
+/// wants it. The primary waits for a standby, starts the guest, copies it live, then makes epochs. The standby follows a
+/// primary, and becomes one when it takes over. Blocks. The calling thread must be one that lives as long as the guest: a
+/// guest's process may be tied to it.
+///
+/// `state_dir` is the guest's own on this host: the record that it keeps there must be found by the next start, in
+/// whichever role.
+pub fn run(config: &Config, state_dir: &Path, inbox: &Inbox, side: Side) -> Result<End, EngineError> {
+    roles::play(&roles::Stage { config, state_dir, inbox }, side)
 }

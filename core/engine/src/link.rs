@@ -1,6 +1,6 @@
 //! The link between the two hosts: connecting, agreeing, heartbeats.
 
-use crate::ProtectError;
+use crate::EngineError;
 use crate::control::{Command, Inbox, Status};
 use crate::parts::{During, Parts, PluginFailure, Report};
 use crate::primary::Event;
@@ -8,7 +8,7 @@ use crate::silence::Heard;
 use crate::wire::{ControlTx, FrameRx, FrameTx, RecordChannelTx, WireError};
 use aventine_api::{ChannelRx, Epoch, ErrorCode, Link, LinkAbort, PluginError, SessionId, Transport};
 use aventine_config::Config;
-use aventine_protocol::{Hello, Message};
+use aventine_protocol::{Base, Hello, Message};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -46,12 +46,37 @@ pub(crate) struct PrimaryLink {
     _link: Box<dyn Link>,
 }
 
+impl PrimaryLink {
+    /// What a takeover leaves of the link to the old primary: nothing is said or heard on it any more.
+    pub(crate) fn ended(
+        session: SessionId,
+        control: ControlTx,
+        abort: Arc<dyn LinkAbort>,
+        link: Box<dyn Link>,
+    ) -> PrimaryLink {
+        PrimaryLink {
+            number: 0,
+            session,
+            control,
+            heartbeat: None,
+            heard: Heard::default(),
+            abort,
+            sent: Arc::default(),
+            bulk: Arc::default(),
+            peer: String::new(),
+            _link: link,
+        }
+    }
+}
+
 /// A link that both sides have agreed on.
 pub(crate) struct Connected {
     pub(crate) primary: PrimaryLink,
     pub(crate) pages: FrameTx,
     pub(crate) disks: Vec<RecordChannelTx>,
     pub(crate) networks: Vec<RecordChannelTx>,
+    /// Whether the standby has the memory of the base that it was offered.
+    pub(crate) has_base: bool,
 }
 
 /// Why the handshake failed.
@@ -104,13 +129,20 @@ impl Dialer {
     pub(crate) fn start(mut transport: Box<dyn Transport>, to_loop: Sender<Event>) -> Dialer {
         let (delays, asked) = channel();
         thread::spawn(move || {
+            let mut told = String::new();
             for delay in asked {
                 thread::sleep(delay);
                 let link = loop {
                     match transport.connect(ATTEMPT) {
                         Ok(link) => break link,
                         Err(e) if is_absence(&e) => debug!(error = e.chain(), "no standby yet"),
-                        Err(e) => warn!(error = e.chain(), "cannot look for a standby; trying again"),
+                        Err(e) => {
+                            let error = e.chain();
+                            if error != told {
+                                warn!(error, "cannot look for a standby; trying again");
+                                told = error;
+                            }
+                        }
                     }
                     thread::sleep(REDIAL);
                 };
@@ -133,6 +165,7 @@ impl Dialer {
 pub(crate) struct Terms<'a> {
     pub(crate) config: &'a Config,
     pub(crate) signature: &'a [(String, String)],
+    pub(crate) base: Option<Base>,
     pub(crate) to_loop: &'a Sender<Event>,
     pub(crate) events: &'a Receiver<Event>,
     /// Whether the operator has given up.
@@ -146,7 +179,7 @@ pub(crate) fn agree(
     mut link: Box<dyn Link>,
     number: u32,
     parts: &Parts,
-) -> Result<Option<Connected>, ProtectError> {
+) -> Result<Option<Connected>, EngineError> {
     let transport_id = &terms.config.transport.id;
     let sent = Arc::new(AtomicU64::new(0));
     let heard = Heard::default();
@@ -163,14 +196,14 @@ pub(crate) fn agree(
     rustix::rand::getrandom(&mut session, rustix::rand::GetRandomFlags::empty())
         .map_err(HandshakeError::Random)?;
     let session = SessionId(session);
-    let hello = Hello { session, signature: terms.signature.to_vec() };
+    let hello = Hello { session, signature: terms.signature.to_vec(), base: terms.base };
     control.send(Epoch::COPY, &Message::Hello(hello)).during(transport_id, "greeting the standby")?;
-    match await_message(terms, number, STEP)? {
-        Some(Message::Accept) => {}
-        Some(Message::Refuse(reason)) => return Err(ProtectError::Refused { reason }),
+    let has_base = match await_message(terms, number, STEP)? {
+        Some(Message::Accept { base }) => base && terms.base.is_some(),
+        Some(Message::Refuse(reason)) => return Err(EngineError::Refused { reason }),
         Some(other) => return Err(HandshakeError::Unexpected(other).into()),
         None => return Ok(None),
-    }
+    };
     let (tx, _) = link.open("pages", None, STEP).during(transport_id, "opening the pages channel")?;
     let bulk = Arc::new(AtomicU64::new(0));
     let pages = FrameTx::new(tx, Arc::clone(&bulk));
@@ -193,21 +226,21 @@ pub(crate) fn agree(
     let heartbeat = Some(Heartbeat::start(control.clone(), terms.config.heartbeat));
     let primary =
         PrimaryLink { number, session, control, heartbeat, heard, abort, sent, bulk, peer, _link: link };
-    Ok(Some(Connected { primary, pages, disks, networks }))
+    Ok(Some(Connected { primary, pages, disks, networks, has_base }))
 }
 
 /// Waits until the standby is ready for the initial copy; `false` when the operator gave up meanwhile.
-pub(crate) fn await_ready(terms: &Terms<'_>, number: u32) -> Result<bool, ProtectError> {
+pub(crate) fn await_ready(terms: &Terms<'_>, number: u32) -> Result<bool, EngineError> {
     match await_message(terms, number, READY)? {
         Some(Message::Ready) => Ok(true),
-        Some(Message::Refuse(reason)) => Err(ProtectError::Refused { reason }),
+        Some(Message::Refuse(reason)) => Err(EngineError::Refused { reason }),
         Some(other) => Err(HandshakeError::Unexpected(other).into()),
         None => Ok(false),
     }
 }
 
 /// The next message of the handshake; `None` when the operator gave up.
-fn await_message(terms: &Terms<'_>, number: u32, limit: Duration) -> Result<Option<Message>, ProtectError> {
+fn await_message(terms: &Terms<'_>, number: u32, limit: Duration) -> Result<Option<Message>, EngineError> {
     let deadline = Instant::now() + limit;
     loop {
         match terms.events.recv_timeout(Duration::from_millis(100)) {
@@ -296,6 +329,10 @@ impl Inbox {
                     end = true;
                 }
                 Command::PowerDown | Command::Kill => end = true,
+                Command::HandOver { reply } => {
+                    let why = "no guest runs here: hand it over on the host that runs it";
+                    let _ = reply.send(Err(why.to_owned()));
+                }
                 Command::Floor { reply, .. } => {
                     let _ = reply.send(Err("no guest runs here yet".to_owned()));
                 }
@@ -304,11 +341,11 @@ impl Inbox {
         end
     }
 
-    /// Begins a phase before or between sessions: nothing of an earlier one is shown any more.
+    /// Begins a phase before or between sessions: nothing of an earlier one is shown any more, but what audits found.
     pub(crate) fn say(&self, state: &str, detail: &str) {
         let mut measured = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let Status { guest, side, .. } = std::mem::take(&mut measured.status);
+        let Status { guest, side, audit, .. } = std::mem::take(&mut measured.status);
         let (state, detail) = (state.to_owned(), detail.to_owned());
-        measured.status = Status { guest, side, state, detail, ..Status::default() };
+        measured.status = Status { guest, side, state, detail, audit, ..Status::default() };
     }
 }

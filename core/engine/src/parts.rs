@@ -7,7 +7,7 @@ use aventine_api::{
 use aventine_config::{Config, Instance};
 use aventine_export::Export;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a plugin's own thread reports.
 pub(crate) enum Report {
@@ -17,6 +17,32 @@ pub(crate) enum Report {
     DiskStaged(usize, Epoch),
     /// A plugin failed on its own.
     Failed(String, PluginError),
+}
+
+/// Where the reports of a guest's plugins go: to the loop of the role that this side plays.
+#[derive(Clone)]
+pub(crate) struct Reports(Arc<Mutex<Sink>>);
+
+type Sink = Box<dyn Fn(Report) + Send>;
+
+impl Reports {
+    pub(crate) fn to(sink: impl Fn(Report) + Send + 'static) -> Reports {
+        Reports(Arc::new(Mutex::new(Box::new(sink))))
+    }
+
+    /// For plugins that have nothing to say.
+    pub(crate) fn nowhere() -> Reports {
+        Reports::to(|_| {})
+    }
+
+    /// From now on they go elsewhere.
+    pub(crate) fn redirect(&self, sink: impl Fn(Report) + Send + 'static) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(sink);
+    }
+
+    fn send(&self, report: Report) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)(report);
+    }
 }
 
 /// A plugin failed in a call of the engine's.
@@ -59,37 +85,38 @@ macro_rules! make {
         make(&instance.config, $maker.context(instance, $position)).during(&instance.id, "being set up")
     }};
 }
-/// Makes plugins for one side; `report` takes what they say from their own threads.
-pub(crate) struct Maker<'a, R> {
+
+/// Makes plugins for one side; `reports` takes what they say from their own threads.
+pub(crate) struct Maker<'a> {
     pub(crate) config: &'a Config,
     pub(crate) side: Side,
     pub(crate) state_dir: &'a Path,
-    pub(crate) report: R,
+    pub(crate) reports: Reports,
 }
 
-struct PluginHost<R> {
+struct PluginHost {
     id: String,
     position: usize,
-    report: R,
+    reports: Reports,
 }
 
-impl<R: Fn(Report) + Send + Sync> Host for PluginHost<R> {
+impl Host for PluginHost {
     fn request_epoch(&self) {
-        (self.report)(Report::EarlyEpoch);
+        self.reports.send(Report::EarlyEpoch);
     }
 
     fn staged(&self, epoch: Epoch) {
-        (self.report)(Report::DiskStaged(self.position, epoch));
+        self.reports.send(Report::DiskStaged(self.position, epoch));
     }
 
     fn failed(&self, error: PluginError) {
-        (self.report)(Report::Failed(self.id.clone(), error));
+        self.reports.send(Report::Failed(self.id.clone(), error));
     }
 }
 
-impl<R: Fn(Report) + Send + Sync + Clone + 'static> Maker<'_, R> {
+impl Maker<'_> {
     fn context(&self, instance: &Instance, position: usize) -> Context {
-        let host = PluginHost { id: instance.id.clone(), position, report: self.report.clone() };
+        let host = PluginHost { id: instance.id.clone(), position, reports: self.reports.clone() };
         Context {
             guest: self.config.name.clone(),
             id: instance.id.clone(),
@@ -170,6 +197,7 @@ impl Parts {
             ("name".to_owned(), config.name.clone()),
             ("heartbeat".to_owned(), format!("{:?}", config.heartbeat)),
             ("detection".to_owned(), format!("{:?}", config.detection)),
+            ("audit".to_owned(), config.audit.map_or("off".to_owned(), |n| format!("every {n} epochs"))),
             ("guest".to_owned(), plugin(&config.guest)),
             ("transport".to_owned(), plugin(&config.transport)),
             ("codec".to_owned(), plugin(&config.codec)),

@@ -13,25 +13,28 @@
 
 mod operate;
 mod rejoin;
+mod start;
 mod steer;
 
-use crate::control::{Command, Inbox, Quantiles};
-use crate::link::{self, Connected, Dialer, PrimaryLink, Terms};
+pub(crate) use start::{Tools, begin, go_on};
+
+use crate::arbiter::{Answer, Claimant, Record};
+use crate::audit::Auditor;
+use crate::control::{Inbox, Quantiles};
+use crate::link::{Connected, Dialer, PrimaryLink};
 use crate::memory::GuestMemory;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report};
+use crate::roles::Kept;
 use crate::silence::Silence;
 use crate::staging::{CopyStep, SenderGone, Staging};
 use crate::stall::Stall;
-use crate::stats::{Samples, Shared};
+use crate::stats::Samples;
 use crate::wire::FrameTx;
-use crate::{ProtectEnd, ProtectError, arbiter, sender};
-use aventine_api::{
-    Codec, Epoch, EpochPolicy, EpochStats, Link, PageBitmap, PluginError, SessionId, Side, Verdict,
-};
+use crate::{End, EngineError, sender};
+use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, Guest, Link, PageBitmap, PluginError};
 use aventine_config::Config;
-use aventine_protocol::{Message, Primary, PrimaryEvent, PrimaryState};
+use aventine_protocol::{Base, Message, Primary, PrimaryEvent, PrimaryState};
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -41,7 +44,7 @@ use tracing::info;
 /// The loop never sleeps longer than this: the guest's own events are polled.
 const TICK: Duration = Duration::from_millis(20);
 /// How often the initial copy goes over memory before it leaves the rest to the first checkpoint.
-const COPY_ROUNDS: u32 = 8;
+const COPY_ROUNDS: u32 = 7;
 
 /// What the loop waits for, besides the time. Numbers name the link that an event is of.
 pub(crate) enum Event {
@@ -51,79 +54,20 @@ pub(crate) enum Event {
     ChannelLost(u32, PluginError),
     /// A plugin's own thread says something.
     Plugin(Report),
-    /// The arbiter's answer for a session.
-    Verdict(SessionId, Verdict),
+    /// The arbiter's answer.
+    Arbiter(Answer),
     /// A standby was found after the last one was lost.
     Linked(Box<dyn Link>),
 }
 
-/// Protects the guest of `config` until it ends.
-pub(crate) fn protect(config: &Config, state_dir: &Path, inbox: Inbox) -> Result<ProtectEnd, ProtectError> {
-    let (to_loop, events) = channel();
-    let reports = to_loop.clone();
-    let report = move |r| drop(reports.send(Event::Plugin(r)));
-    let maker = Maker { config, side: Side::Primary, state_dir, report };
-    let mut record = arbiter::Record::open(state_dir)?;
-    let mut arbiter = maker.arbiter()?;
-    record.settle(arbiter.as_mut())?;
-    let mut parts = maker.parts()?;
-    let signature = parts.signature(config)?;
-    let mut transport = maker.transport()?;
-    let Some(link) = link::connect(config, transport.as_mut(), &inbox)? else {
-        return Ok(ProtectEnd::Stopped);
-    };
-    let gives_up = || inbox.wants_end();
-    let terms =
-        Terms { config, signature: &signature, to_loop: &to_loop, events: &events, gives_up: &gives_up };
-    let Some(mut link) = link::agree(&terms, link, 0, &parts)? else { return Ok(ProtectEnd::Stopped) };
-    replicate(&mut parts, &mut link)?;
-    parts.start(state_dir)?;
-    if !link::await_ready(&terms, 0)? {
-        return Ok(ProtectEnd::Stopped);
-    }
-    record.begin(link.primary.session)?;
-    inbox.say("copying", "");
-
-    // SAFETY: `memory` and `parts.guest` live in the same `Loop`, whose fields drop in order: memory first.
-    let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
-    let pages = memory.pages();
-    let verdicts = to_loop.clone();
-    let answer = move |session, v| drop(verdicts.send(Event::Verdict(session, v)));
-    let make_codec = || maker.codec();
-    let mut epochs = Loop {
-        machine: Primary::new(parts.depth()),
-        pipe: Pipe::start(config, pages, make_codec()?, link.pages, 0, &to_loop),
-        silence: Silence::new(link.primary.heard.clone(), config.heartbeat, config.detection, Instant::now()),
-        stall: Stall::new(config.heartbeat, config.detection, Instant::now()),
-        link: link.primary,
-        policy: maker.policy()?,
-        arbiter: arbiter::Claimant::start(arbiter, Side::Primary, answer),
-        dialer: Dialer::start(transport, to_loop.clone()),
-        redial: Some(rejoin::FIRST_DELAY),
-        record,
-        known: PageBitmap::new(pages),
-        next_epoch: Instant::now(),
-        paused_at: Instant::now(),
-        early: false,
-        last: EpochStats::default(),
-        floor: None,
-        after_alone: None,
-        stop_replies: Vec::new(),
-        guest_lost: None,
-        shared: inbox.shared,
-        commands: inbox.commands,
-        reported: Instant::now(),
-        config,
-        signature: &signature,
-        make_codec: &make_codec,
-        to_loop: &to_loop,
-        events: &events,
-        memory,
-        parts,
-    };
-    epochs.report();
-    epochs.parts.guest.resume().during("guest", "starting to run")?;
-    epochs.run()
+/// How the primary's role ends.
+pub(crate) enum Left {
+    /// With the guest, or before it ran.
+    Ended(End),
+    /// The other side owns the guest, or nothing is left here that could run; why.
+    Lost(String),
+    /// The guest was handed over.
+    HandedOver(Kept),
 }
 
 /// Gives each disk and each network its channel.
@@ -151,7 +95,7 @@ struct Pipe {
 impl Pipe {
     fn start(
         config: &Config,
-        pages: u64,
+        copy: Copy,
         codec: Box<dyn Codec>,
         tx: FrameTx,
         number: u32,
@@ -163,14 +107,26 @@ impl Pipe {
         let to_loop = to_loop.clone();
         let lost = move |e| drop(to_loop.send(Event::ChannelLost(number, e)));
         thread::spawn(move || sender::run(&jobs, tx, codec, &back, &states_tx, lost));
-        let copy = Copy { round: 0, todo: PageBitmap::new(pages), at: 0, pages_sent: 0, pages_known: 0 };
         Pipe {
             staging,
             states,
-            dirty: PageBitmap::new(pages),
+            dirty: PageBitmap::new(copy.todo.pages()),
             pending: VecDeque::new(),
             spare: Vec::new(),
             copy: Some(copy),
+        }
+    }
+
+    /// No session, no way.
+    fn idle(pages: u64) -> Pipe {
+        let (staging, _) = Staging::new(0, channel().0);
+        Pipe {
+            staging,
+            states: channel().1,
+            dirty: PageBitmap::new(pages),
+            pending: VecDeque::new(),
+            spare: Vec::new(),
+            copy: None,
         }
     }
 }
@@ -182,6 +138,25 @@ struct Copy {
     at: u64,
     pages_sent: u64,
     pages_known: u64,
+}
+
+impl Copy {
+    /// The standby's memory begins as this guest's did: the first round copies what was written since.
+    fn since_base(guest: &mut dyn Guest, pages: u64) -> Result<Copy, PluginFailure> {
+        let mut todo = PageBitmap::new(pages);
+        guest.dirty(&mut todo).during("guest", "finding dirty pages")?;
+        let pages_known = todo.count();
+        Ok(Copy { round: 0, todo, at: 0, pages_sent: 0, pages_known })
+    }
+
+    /// The first round copies whatever is not zero: the standby's memory begins as zeroes.
+    fn begin(guest: &mut dyn Guest, pages: u64) -> Result<Copy, PluginFailure> {
+        let mut copy = Copy::since_base(guest, pages)?;
+        // What was written until now is in the first round, whatever its bits say; only later writes are news.
+        guest.populated(&mut copy.todo).during("guest", "finding the pages to copy")?;
+        copy.pages_known = copy.todo.count();
+        Ok(copy)
+    }
 }
 
 /// An epoch sealed and not acknowledged: its dirty bits are kept until it is.
@@ -209,13 +184,12 @@ struct FloorRun {
 
 /// Everything the epoch loop owns.
 struct Loop<'a> {
+    audit: Option<Auditor>,
     memory: GuestMemory,
     parts: Parts,
     machine: Primary,
     policy: Box<dyn EpochPolicy>,
     pipe: Pipe,
-    /// Every page that was ever dirty: the others are zero, here and on any new standby.
-    known: PageBitmap,
     next_epoch: Instant,
     paused_at: Instant,
     early: bool,
@@ -223,48 +197,58 @@ struct Loop<'a> {
     link: PrimaryLink,
     silence: Silence,
     stall: Stall,
-    arbiter: arbiter::Claimant,
+    arbiter: Claimant,
+    /// Whether its verdict may be long in coming: then no guest is paused for it.
+    waits_for_person: bool,
     dialer: Dialer,
     /// How long to wait before a lost standby is looked for; `None`: it is not, because protection was ended.
     redial: Option<Duration>,
-    record: arbiter::Record,
+    record: &'a mut Record,
+    /// What memory was when the guest was taken over; offered to the first standby after that.
+    base: Option<Base>,
     floor: Option<FloorRun>,
     after_alone: Option<AfterAlone>,
     stop_replies: Vec<Sender<Result<(), String>>>,
+    handover_replies: Vec<Sender<Result<(), String>>>,
     guest_lost: Option<String>,
-    commands: Receiver<Command>,
-    shared: Shared,
     reported: Instant,
+    signature: Vec<(String, String)>,
+    maker: &'a Maker<'a>,
     config: &'a Config,
-    signature: &'a [(String, String)],
-    make_codec: &'a dyn Fn() -> Result<Box<dyn Codec>, PluginFailure>,
+    inbox: &'a Inbox,
     to_loop: &'a Sender<Event>,
     events: &'a Receiver<Event>,
 }
 
 impl Loop<'_> {
-    fn run(&mut self) -> Result<ProtectEnd, ProtectError> {
+    fn run(mut self) -> Result<Left, EngineError> {
         loop {
             self.turn()?;
             match self.machine.state() {
-                PrimaryState::Ended => break,
-                PrimaryState::Fenced => return Ok(ProtectEnd::Fenced),
+                PrimaryState::Ended | PrimaryState::Fenced => return self.leave(),
                 PrimaryState::HandedOver => {
-                    self.await_link_end();
-                    return Ok(ProtectEnd::HandedOver);
+                    if self.guest_lost.is_some() {
+                        self.await_link_end();
+                    }
+                    return self.leave();
                 }
                 _ => {}
             }
         }
-        self.record.end()?;
-        match self.guest_lost.take() {
-            Some(how) => Err(ProtectError::GuestLost { how }),
-            None => Ok(ProtectEnd::GuestEnded),
-        }
+    }
+
+    /// The guest's memory, without anything else of it.
+    fn keep(self) -> Kept {
+        let Loop { memory, parts, machine, link, .. } = self;
+        drop(memory);
+        let Parts { guest, networks, exports, disks } = parts;
+        // They free what a standby's instances need: sockets, ports, images.
+        drop((networks, exports, disks));
+        Kept { base: Base { session: link.session, epoch: machine.acknowledged() }, guest }
     }
 
     /// One turn of the loop.
-    fn turn(&mut self) -> Result<(), ProtectError> {
+    fn turn(&mut self) -> Result<(), EngineError> {
         let wait = if self.pipe.copy.is_some() { Duration::from_millis(1) } else { self.until_epoch() };
         let mut event = self.events.recv_timeout(wait.min(TICK)).ok();
         while let Some(e) = event {
@@ -287,15 +271,19 @@ impl Loop<'_> {
     }
 
     /// The epoch loop's heart: one checkpoint, from pause to hand-over.
-    fn epoch(&mut self) -> Result<(), ProtectError> {
+    fn epoch(&mut self) -> Result<(), EngineError> {
         self.parts.disks.iter().for_each(|(_, d)| d.pausing());
         self.parts.networks.iter_mut().for_each(|(_, n)| n.pausing());
         self.paused_at = Instant::now();
         let captured = self.checkpoint();
-        let resumed = self.parts.guest.resume().during("guest", "resuming");
+        // After the final epoch of a handover nothing may happen here any more.
+        let resumed = match captured.is_ok() && self.machine.is_final() {
+            true => Ok(()),
+            false => self.parts.guest.resume().during("guest", "resuming"),
+        };
         let pause = self.paused_at.elapsed();
         match captured.and_then(|c| resumed.map(|()| c).map_err(Failure::Plugin)) {
-            Ok(captured) => self.hand_over(captured, pause),
+            Ok(captured) => self.give_to_sender(captured, pause),
             Err(Failure::Plugin(failure)) => self.local_error(&failure),
             Err(Failure::Link) => self.step(PrimaryEvent::LinkLost),
         }
@@ -317,7 +305,11 @@ impl Loop<'_> {
         let scan_time = scan.elapsed();
         let copy = Instant::now();
         let pages = match found {
-            Ok(()) => self.pipe.staging.capture(epoch, &self.pipe.dirty, &self.memory)?,
+            Ok(()) => {
+                let audited = self.audit.as_mut().and_then(|a| a.seal(epoch));
+                audited.into_iter().for_each(|sealed| self.pipe.staging.audit(sealed));
+                self.pipe.staging.capture(epoch, &self.pipe.dirty, &self.memory)?
+            }
             Err(failure) => return Err(failure.into()),
         };
         let copy_time = copy.elapsed();
@@ -327,15 +319,15 @@ impl Loop<'_> {
     }
 
     /// The guest runs again: gives the checkpoint to the sender and plans the next.
-    fn hand_over(&mut self, captured: Captured, pause: Duration) -> Result<(), ProtectError> {
+    fn give_to_sender(&mut self, captured: Captured, pause: Duration) -> Result<(), EngineError> {
         let Captured { epoch, armed, pages, state, scan_time, copy_time } = captured;
         let clean = self.pipe.spare.pop().unwrap_or_else(|| PageBitmap::new(self.memory.pages()));
         let dirty = std::mem::replace(&mut self.pipe.dirty, clean);
-        self.known.merge(&dirty);
         self.pipe.pending.push_back(Pending { epoch, sealed_at: self.paused_at, dirty });
         if self.pipe.staging.finish(epoch, armed, state).is_err() {
             return self.step(PrimaryEvent::LinkLost);
         }
+        self.audit.iter_mut().for_each(|a| a.begin(epoch));
         self.floor.iter_mut().for_each(|f| f.due = true);
         self.last =
             EpochStats { pause, dirty_pages: pages, in_flight: self.machine.in_flight(), ..self.last };
@@ -345,7 +337,7 @@ impl Loop<'_> {
         let planned = if self.early || late > interval { self.paused_at } else { self.next_epoch };
         self.early = false;
         self.next_epoch = planned + interval;
-        let mut measured = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut measured = self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
         measured.pause.push_time(pause);
         measured.scan.push_time(scan_time);
         measured.copy.push_time(copy_time);
@@ -354,7 +346,7 @@ impl Loop<'_> {
     }
 
     /// A part of the initial copy: as much as staging takes at once, so that the loop stays awake.
-    fn copy(&mut self) -> Result<(), ProtectError> {
+    fn copy(&mut self) -> Result<(), EngineError> {
         let Some(copy) = &mut self.pipe.copy else { return Ok(()) };
         loop {
             match self.pipe.staging.capture_some(&copy.todo, copy.at, &self.memory) {
@@ -372,13 +364,11 @@ impl Loop<'_> {
         if let Err(failure) = self.parts.guest.dirty(&mut copy.todo).during("guest", "finding dirty pages") {
             return self.local_error(&failure);
         }
-        self.known.merge(&copy.todo);
         let left = copy.todo.count();
         copy.pages_known = copy.pages_sent + left;
         let disks_done = self.parts.disks.iter().map(|(_, d)| d.progress()).all(|p| p.done == p.total);
-        // The first round only finds what there is to copy.
         let enough = left <= self.memory.pages() / 64 || copy.round >= COPY_ROUNDS;
-        if disks_done && copy.round > 1 && enough {
+        if disks_done && enough {
             self.pipe.dirty.merge(&copy.todo);
             info!(rounds = copy.round, pages = copy.pages_sent, "initial copy done");
             self.pipe.copy = None;

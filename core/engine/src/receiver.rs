@@ -3,20 +3,30 @@
 //! Pages of the initial copy go straight into the memory image: there is no checkpoint yet that they could damage.
 //! Every later epoch is kept as it came, in buffers that are used again, until it is committed and applied. When more
 //! than the configured staging memory is in use and a whole checkpoint is waiting to be applied, the receiver stops
-//! reading, and the primary feels it. A single checkpoint may be larger than that: it is at most the guest's memory.
+//! reading, and the primary feels it. A single checkpoint may be larger than that: it is at most the guest's memory, each
+//! page once, and one device state.
 
 use crate::memory::GuestMemory;
 use crate::wire::{FrameRx, WireError};
-use aventine_api::{Codec, Epoch, ErrorCode, PluginError};
-use aventine_protocol::{CheckpointEnd, FrameHeader, FrameKind, MessageError, PayloadHash};
+use aventine_api::{Codec, Epoch, ErrorCode, PAGE_SIZE, PluginError};
+use aventine_protocol::{AuditRecord, CheckpointEnd, FrameHeader, FrameKind, MessageError, PayloadHash};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+/// What a checkpoint takes in staging memory beside its pages and its device state.
+const CHECKPOINT_COST: u64 = 256;
+/// Most bytes that a codec may need for a page beside its contents.
+const PAGE_COST: usize = 64;
 
 /// A checkpoint, complete and checked.
 pub(crate) struct Checkpoint {
     pub(crate) epoch: Epoch,
     pub(crate) armed: bool,
     pub(crate) pages: Vec<Vec<u8>>,
+    /// Payloads of [`AuditRecord`]s, checked.
+    pub(crate) audit: Vec<Vec<u8>>,
     pub(crate) state: Vec<u8>,
+    /// Bytes of staging memory that it takes.
+    held: u64,
 }
 
 /// Why the stream of checkpoints was not accepted.
@@ -41,10 +51,25 @@ pub(crate) enum ReceiveError {
         /// The one being staged.
         expected: Epoch,
     },
+    /// More than a checkpoint of this guest can have.
+    #[error("Epoch {0} has more pages or device state than the guest, or an empty batch of pages")]
+    Excess(Epoch),
     /// The end of the checkpoint does not agree with what arrived.
     #[error("Epoch {0} is not what the primary sent: frames, pages or device state are missing or differ")]
     Incomplete(Epoch),
-    /// A damaged end of a checkpoint.
+    /// Hashes that the configuration asks nobody to send.
+    #[error(
+        "Epoch {epoch} holds hashes of {pages} pages, and this side's `audit` setting expects {limit} at most"
+    )]
+    Audit {
+        /// The epoch.
+        epoch: Epoch,
+        /// How many came.
+        pages: u64,
+        /// The most there can be.
+        limit: u64,
+    },
+    /// A damaged end of a checkpoint, or damaged hashes in it.
     #[error(transparent)]
     Message(#[from] MessageError),
 }
@@ -100,8 +125,8 @@ impl Buffers {
         state.free.pop().unwrap_or_default()
     }
 
-    fn staged(&self, bytes: usize) {
-        self.lock().bytes += bytes as u64;
+    fn staged(&self, bytes: u64) {
+        self.lock().bytes += bytes;
     }
 
     fn whole(&self) {
@@ -111,11 +136,11 @@ impl Buffers {
     /// The checkpoint is applied: its buffers are free.
     pub(crate) fn recycle(&self, checkpoint: Checkpoint) {
         let mut state = self.lock();
-        state.bytes -= checkpoint.pages.iter().map(|p| p.len() as u64).sum::<u64>();
+        state.bytes -= checkpoint.held;
         state.whole -= 1;
         // What is kept for later is bounded like what is in use.
         let room = (self.limit >> 20).max(1) as usize;
-        state.free.extend(checkpoint.pages);
+        state.free.extend(checkpoint.pages.into_iter().chain(checkpoint.audit));
         state.free.truncate(room);
         self.changed.notify_all();
     }
@@ -124,6 +149,11 @@ impl Buffers {
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> u64 {
+        self.lock().bytes
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, InUse> {
@@ -136,14 +166,27 @@ struct Stage {
     epoch: Epoch,
     pages: Vec<Vec<u8>>,
     page_count: u64,
+    audit: Vec<Vec<u8>>,
+    audited_pages: u64,
     frames: u32,
     hashes: Vec<u8>,
     state: Option<Vec<u8>>,
+    held: u64,
 }
 
 impl Stage {
     fn new(epoch: Epoch) -> Stage {
-        Stage { epoch, pages: Vec::new(), page_count: 0, frames: 0, hashes: Vec::new(), state: None }
+        Stage {
+            epoch,
+            pages: Vec::new(),
+            page_count: 0,
+            audit: Vec::new(),
+            audited_pages: 0,
+            frames: 0,
+            hashes: Vec::new(),
+            state: None,
+            held: CHECKPOINT_COST,
+        }
     }
 
     fn add(&mut self, header: &FrameHeader) -> Result<(), ReceiveError> {
@@ -155,9 +198,29 @@ impl Stage {
         Ok(())
     }
 
+    /// Takes a batch of `count` pages, unless it is more than a guest of `guest_pages` pages can have changed.
+    fn add_pages(&mut self, payload: Vec<u8>, count: u64, guest_pages: u64) -> Result<(), ReceiveError> {
+        self.page_count = self.page_count.saturating_add(count);
+        let most = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(PAGE_SIZE + PAGE_COST);
+        if count == 0 || self.page_count > guest_pages || payload.len() > most {
+            return Err(ReceiveError::Excess(self.epoch));
+        }
+        self.held += payload.len() as u64;
+        self.pages.push(payload);
+        Ok(())
+    }
+
+    fn add_state(&mut self, payload: Vec<u8>) -> Result<(), ReceiveError> {
+        self.held += payload.len() as u64;
+        match self.state.replace(payload) {
+            None => Ok(()),
+            Some(_) => Err(ReceiveError::Excess(self.epoch)),
+        }
+    }
+
     /// The whole checkpoint, if it is what `end` says.
     fn complete(self, end: &CheckpointEnd) -> Result<Checkpoint, ReceiveError> {
-        let state = self.state.ok_or(ReceiveError::Incomplete(self.epoch))?;
+        let Some(state) = self.state else { return Err(ReceiveError::Incomplete(self.epoch)) };
         let arrived = CheckpointEnd {
             armed: end.armed,
             frames: self.frames,
@@ -168,15 +231,18 @@ impl Stage {
         if arrived != *end {
             return Err(ReceiveError::Incomplete(self.epoch));
         }
-        Ok(Checkpoint { epoch: self.epoch, armed: end.armed, pages: self.pages, state })
+        let Stage { epoch, pages, audit, held, .. } = self;
+        Ok(Checkpoint { epoch, armed: end.armed, pages, audit, state, held })
     }
 }
 
-/// Receives until the channel ends or something is wrong; gives each whole checkpoint to `staged`.
+/// Receives until the channel ends or something is wrong; gives each whole checkpoint to `staged`. A checkpoint may hold
+/// hashes of up to `audit_limit` pages.
 pub(crate) fn run(
     mut rx: FrameRx,
     image: &Mutex<Image>,
     buffers: &Buffers,
+    audit_limit: u64,
     staged: impl Fn(Checkpoint),
     copied: impl Fn(u64),
 ) -> Result<(), ReceiveError> {
@@ -197,13 +263,25 @@ pub(crate) fn run(
                 }
                 drop(image);
                 stage.add(&header)?;
-                stage.page_count += pages;
-                buffers.staged(payload.len());
-                stage.pages.push(payload);
+                buffers.staged(u64::from(header.length));
+                stage.add_pages(payload, pages, guest_pages)?;
+            }
+            FrameKind::Audit => {
+                let guest_pages = image.lock().unwrap_or_else(PoisonError::into_inner).memory.pages();
+                stage.audited_pages += AuditRecord::decode(&payload, guest_pages)?.pages();
+                if stage.audited_pages > audit_limit {
+                    let (epoch, pages) = (header.epoch, stage.audited_pages);
+                    return Err(ReceiveError::Audit { epoch, pages, limit: audit_limit });
+                }
+                stage.add(&header)?;
+                buffers.staged(u64::from(header.length));
+                stage.held += u64::from(header.length);
+                stage.audit.push(payload);
             }
             FrameKind::State => {
                 stage.add(&header)?;
-                stage.state = Some(payload);
+                buffers.staged(u64::from(header.length));
+                stage.add_state(payload)?;
             }
             FrameKind::CheckpointEnd => {
                 if header.epoch != stage.epoch {
@@ -212,6 +290,7 @@ pub(crate) fn run(
                 let next = Stage::new(stage.epoch.next());
                 let whole =
                     std::mem::replace(&mut stage, next).complete(&CheckpointEnd::decode(&payload)?)?;
+                buffers.staged(CHECKPOINT_COST);
                 buffers.whole();
                 staged(whole);
             }

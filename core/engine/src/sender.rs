@@ -1,5 +1,6 @@
 //! The sender: encodes captured pages and sends them while the guest runs.
 
+use crate::audit::Sealed;
 use crate::staging::{Batch, Job, recycle};
 use crate::wire::FrameTx;
 use aventine_api::{Codec, Epoch, PluginError};
@@ -12,6 +13,7 @@ struct Tally {
     frames: u32,
     pages: u64,
     hashes: Vec<u8>,
+    audit: Option<Sealed>,
 }
 
 impl Tally {
@@ -34,6 +36,10 @@ pub(crate) fn run(
     let mut tally = Tally::default();
     for job in jobs {
         let sent = match job {
+            Job::Audit(sealed) => {
+                tally.audit = Some(sealed);
+                Ok(())
+            }
             Job::Pages(epoch, batch) => send_pages(&mut tx, codec.as_mut(), epoch, batch, &mut tally, back),
             Job::End { epoch, armed, state } => {
                 let sent = send_end(&mut tx, epoch, armed, &state, std::mem::take(&mut tally));
@@ -57,6 +63,7 @@ fn send_pages(
 ) -> Result<(), PluginError> {
     {
         let runs = batch.runs();
+        tally.audit.iter().for_each(|audit| audit.captured(&runs));
         let mut payload = Vec::with_capacity(runs.len() + 1);
         codec.encode(epoch, &runs, &mut payload)?;
         let header = tx.send(FrameKind::Pages, 0, epoch, &payload)?;
@@ -76,6 +83,12 @@ fn send_end(
     state: &[u8],
     mut tally: Tally,
 ) -> Result<(), PluginError> {
+    if let Some(audit) = tally.audit.take() {
+        audit.frames(|payload| {
+            tally.add(tx.send(FrameKind::Audit, 0, epoch, &[payload])?);
+            Ok::<(), PluginError>(())
+        })?;
+    }
     let header = tx.send(FrameKind::State, 0, epoch, &[state])?;
     tally.add(header);
     let end = CheckpointEnd {

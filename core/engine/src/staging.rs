@@ -7,6 +7,7 @@
 //! for the sender: the pause becomes longer, nothing else does. Which pages are in flight is in their epoch's bitmap,
 //! so a batch is free as soon as it is sent.
 
+use crate::audit::Sealed;
 use crate::memory::GuestMemory;
 use aventine_api::{Epoch, PAGE_SIZE, PageBitmap, PageRun};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -68,6 +69,8 @@ impl Batch {
 
 /// What the sender gets, in order.
 pub(crate) enum Job {
+    /// The audit's part of the checkpoint, before its pages.
+    Audit(Sealed),
     /// Pages of an epoch.
     Pages(Epoch, Batch),
     /// The end of a checkpoint.
@@ -101,6 +104,7 @@ pub(crate) struct Staging {
     free: Receiver<Batch>,
     filling: Option<Batch>,
     filled: Vec<Batch>,
+    audit: Option<Sealed>,
     jobs: Sender<Job>,
 }
 
@@ -110,7 +114,12 @@ impl Staging {
         let (back, free) = channel();
         let batches = (limit as usize / (BATCH_PAGES * PAGE_SIZE)).max(2);
         (0..batches).for_each(|_| drop(back.send(Batch::new())));
-        (Staging { free, filling: None, filled: Vec::with_capacity(batches), jobs }, back)
+        (Staging { free, filling: None, filled: Vec::with_capacity(batches), audit: None, jobs }, back)
+    }
+
+    /// The checkpoint to be captured has this part of the audit.
+    pub(crate) fn audit(&mut self, sealed: Sealed) {
+        self.audit = Some(sealed);
     }
 
     /// Captures every page of `dirty`; answers how many there were. Waits for the sender only when staging is full.
@@ -181,6 +190,9 @@ impl Staging {
     }
 
     fn hand_over_filled(&mut self, epoch: Epoch) -> Result<(), SenderGone> {
+        if let Some(sealed) = self.audit.take() {
+            self.jobs.send(Job::Audit(sealed)).map_err(|_| SenderGone)?;
+        }
         self.filled.drain(..).try_for_each(|b| self.jobs.send(Job::Pages(epoch, b)).map_err(|_| SenderGone))
     }
 

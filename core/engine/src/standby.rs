@@ -8,23 +8,24 @@
 //! epoch verbs; beside it the receiver ([`crate::receiver`]), the control channel's reader, the heartbeat, the
 //! arbiter's thread and the disks' own.
 
-use crate::control::{Command, Inbox};
+use crate::EngineError;
+use crate::arbiter::{Answer, Claimant, Record};
+use crate::audit::{self, Checker, Divergence};
+use crate::control::Inbox;
+use crate::door::{Door, refuse};
 use crate::link::{Heartbeat, STEP, spawn_control_reader};
 use crate::memory::GuestMemory;
-use crate::parts::{During, Maker, Parts, PluginFailure, Report};
+use crate::parts::{During, Maker, Parts, PluginFailure, Report, Reports};
+use crate::primary::Tools;
 use crate::receiver::{self, Buffers, Checkpoint, Image, ReceiveError};
+use crate::roles::{Kept, Stage, TakenOver};
 use crate::silence::{Heard, Silence};
 use crate::wire::{ControlTx, FrameRx, FrameTx, RecordChannelRx};
-use crate::{StandbyEnd, StandbyError, arbiter};
-use aventine_api::{
-    Disk, Epoch, ErrorCode, GuestEvent, Link, LinkAbort, Listener, PluginError, SessionId, Side, Verdict,
-};
-use aventine_config::Config;
+use aventine_api::{Disk, Epoch, ErrorCode, GuestEvent, Link, LinkAbort, PluginError, SessionId, Side};
 use aventine_protocol::{
-    EndReason, Hello, Message, Standby, StandbyAction, StandbyEvent, StandbyState, differences,
+    Base, EndReason, Hello, Message, Standby, StandbyAction, StandbyEvent, StandbyState, differences,
 };
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,77 +44,119 @@ enum Event {
     Copied(u64),
     ReceiverEnded(ReceiveError),
     Plugin(Report),
-    Verdict(Verdict),
+    Arbiter(Answer),
+}
+
+/// How following ended.
+pub(crate) enum Followed {
+    /// The operator wants the standby to end.
+    Stopped,
+    /// The guest runs here.
+    TookOver(Box<TakenOver>),
+}
+
+/// Why an epoch could not be applied, or must not be used.
+enum ApplyError {
+    Plugin(PluginFailure),
+    Diverged(Divergence),
+}
+
+impl From<PluginFailure> for ApplyError {
+    fn from(failure: PluginFailure) -> ApplyError {
+        ApplyError::Plugin(failure)
+    }
 }
 
 /// How a session ended.
 enum SessionEnd {
     /// Wait for the next primary.
     Over(String),
-    /// The operator wants the standby to end.
     Stopped,
-    /// The guest runs here.
-    Active(Box<Parts>),
+    TookOver(Takeover),
 }
 
-/// Stands by for the guest of `config`; after a takeover, runs it until it ends.
-pub(crate) fn standby(config: &Config, state_dir: &Path, inbox: Inbox) -> Result<StandbyEnd, StandbyError> {
-    let quiet = Maker { config, side: Side::Standby, state_dir, report: |_| {} };
-    let mut transport = quiet.transport()?;
-    let mut listener: Option<Box<dyn Listener>> = None;
-    let mut detail = String::new();
+/// What is left of a session that has taken over.
+struct Takeover {
+    base: Base,
+    control: ControlTx,
+    abort: Arc<dyn LinkAbort>,
+    link: Box<dyn Link>,
+}
+
+/// Follows one primary after the other until it has taken a guest over. `kept` is the memory of a guest that was handed
+/// over from here, `detail` why this side is the standby, for a person.
+pub(crate) fn follow(
+    stage: &Stage<'_>,
+    record: &mut Record,
+    door: &mut Door,
+    mut kept: Option<Kept>,
+    detail: &str,
+) -> Result<Followed, EngineError> {
+    let Stage { config, inbox, .. } = *stage;
+    let mut detail = detail.to_owned();
     loop {
         let (to_loop, events) = channel();
         let plugins = to_loop.clone();
-        let report = move |r| drop(plugins.send(Event::Plugin(r)));
-        let maker = Maker { config, side: Side::Standby, state_dir, report };
+        let reports = Reports::to(move |r| drop(plugins.send(Event::Plugin(r))));
+        let maker = stage.maker(Side::Standby, &reports);
         let mut parts = maker.parts()?;
-        let listener = match &mut listener {
-            Some(listener) => listener,
-            empty => {
-                let routes: Vec<_> = parts.disks.iter().filter_map(|(_, d)| d.route()).collect();
-                empty.insert(transport.listen(&routes).during(&config.transport.id, "listening")?)
-            }
-        };
+        let tools = Tools::make(&maker, &mut parts)?;
+        let routes: Vec<_> = parts.disks.iter().filter_map(|(_, d)| d.route()).collect();
+        let listener = door.listener(&config.transport.id, &routes)?;
         inbox.say("waiting", &detail);
         let link = loop {
             if inbox.wants_end() {
-                return Ok(StandbyEnd::Stopped);
+                return Ok(Followed::Stopped);
             }
             if let Some(link) = listener.accept(TICK).during(&config.transport.id, "waiting for a primary")? {
                 break link;
             }
         };
         info!(peer = link.peer(), "a primary has connected");
-        let signature = parts.signature(config)?;
-        let session = Session::agree(&maker, signature, link, &mut parts, (to_loop, events), &inbox)?;
+        let setting = Setting { maker: &maker, signature: &tools.signature, inbox };
+        let session = Session::agree(&setting, link, &mut parts, (to_loop, events), &mut kept)?;
         let end = match session {
-            Ok(session) => session.follow(parts, &inbox)?,
+            Ok(session) => session.follow(&mut parts, inbox)?,
             Err(why) => SessionEnd::Over(why),
         };
         match end {
             SessionEnd::Over(why) => detail = why,
-            SessionEnd::Stopped => return Ok(StandbyEnd::Stopped),
-            SessionEnd::Active(parts) => return run_active(*parts, listener.as_mut(), &inbox),
+            SessionEnd::Stopped => return Ok(Followed::Stopped),
+            SessionEnd::TookOver(Takeover { base, control, abort, link }) => {
+                // What an older session left open here is settled by this takeover.
+                if let Err(error) = record.end() {
+                    warn!(%error, "an older session still counts as open");
+                }
+                let taken = TakenOver { parts, reports, tools, base, control, abort, link };
+                return Ok(Followed::TookOver(Box::new(taken)));
+            }
         }
         info!(detail, "waiting for a primary again");
     }
 }
 
+/// What a session begins with.
+struct Setting<'a> {
+    maker: &'a Maker<'a>,
+    signature: &'a [(String, String)],
+    inbox: &'a Inbox,
+}
+
 /// One session with one primary.
 struct Session {
+    /// Dropped first: they use the others.
+    threads: Threads,
     machine: Standby,
     control: ControlTx,
-    abort: Arc<dyn LinkAbort>,
     link: Box<dyn Link>,
     /// `None` once this side takes the primary for lost.
     heartbeat: Option<Heartbeat>,
-    receiver: Option<JoinHandle<()>>,
     silence: Silence,
     session: SessionId,
-    arbiter: arbiter::Claimant,
+    arbiter: Claimant,
     image: Arc<Mutex<Image>>,
-    buffers: Arc<Buffers>,
+    /// Compares the image with the primary's memory, if that is configured.
+    audit: Option<Checker>,
     /// Staged and not applied, in order.
     checkpoints: VecDeque<Checkpoint>,
     /// Device state of the last applied epoch.
@@ -128,14 +171,14 @@ struct Session {
 
 impl Session {
     /// The handshake, up to `Ready`. The inner error is the session's alone: the standby waits for the next primary.
-    fn agree<R: Fn(Report) + Send + Sync + Clone + 'static>(
-        maker: &Maker<'_, R>,
-        signature: Vec<(String, String)>,
+    fn agree(
+        setting: &Setting<'_>,
         mut link: Box<dyn Link>,
         parts: &mut Parts,
         (to_loop, events): (Sender<Event>, Receiver<Event>),
-        inbox: &Inbox,
-    ) -> Result<Result<Session, String>, StandbyError> {
+        kept: &mut Option<Kept>,
+    ) -> Result<Result<Session, String>, EngineError> {
+        let Setting { maker, signature, inbox } = *setting;
         let config = maker.config;
         let (heard, abort) = (Heard::default(), link.aborter());
         let (tx, rx) = match link.open("control", None, STEP) {
@@ -154,7 +197,7 @@ impl Session {
             Ok(hello) => hello,
             Err(why) => return Ok(Err(why)),
         };
-        let wrong = differences(&hello.signature, &signature);
+        let wrong = differences(&hello.signature, signature);
         if !wrong.is_empty() {
             return Ok(Err(refuse(
                 &control,
@@ -163,7 +206,9 @@ impl Session {
         }
         info!(session = %hello.session, "agreed with the primary");
         inbox.say("copying", "");
-        if let Err(e) = control.send(Epoch::COPY, &Message::Accept) {
+        let offered = hello.base;
+        let base = kept.take().filter(|kept| Some(kept.base) == offered);
+        if let Err(e) = control.send(Epoch::COPY, &Message::Accept { base: base.is_some() }) {
             return Ok(Err(e.chain()));
         }
         let heartbeat = Heartbeat::start(control.clone(), config.heartbeat);
@@ -172,24 +217,36 @@ impl Session {
             Ok(pages) => pages,
             Err(failure) => return Ok(Err(refuse(&control, failure.chain()))),
         };
-        let (codec, arbiter) = (maker.codec()?, claimant(maker, to_loop.clone())?);
+        let codec = maker.codec()?;
+        let verdicts = to_loop.clone();
+        let answer = move |answer| drop(verdicts.send(Event::Arbiter(answer)));
+        let arbiter = Claimant::start(maker.arbiter()?, Side::Standby, answer);
         // SAFETY: the session and its receiver's thread, which use it, end before the parts are dropped.
-        let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
+        let mut memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
+        if let Some(kept) = base {
+            // SAFETY: used in this call only, and the guest outlives it.
+            let old = unsafe { GuestMemory::of(kept.guest.as_ref()) };
+            if let Err(failure) = memory.take(&old).during("guest", "taking over its old memory") {
+                return Ok(Err(refuse(&control, failure.chain())));
+            }
+        }
+        let audit_limit = config.audit.map_or(0, |every| audit::slice_pages(memory.pages(), every));
+        let before = inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).status.audit.clone();
+        let audit = config.audit.map(|every| Checker::new(every, memory.pages(), before));
         let image = Arc::new(Mutex::new(Image { memory, codec }));
         let buffers = Buffers::new(config.staging);
-        let receiver = spawn_receiver(pages, &image, &buffers, to_loop);
+        let receiver = spawn_receiver(pages, &image, &buffers, audit_limit, to_loop);
         let session = Session {
             machine: Standby::new(parts.disks.len()),
             silence: Silence::new(heard, config.heartbeat, config.detection, Instant::now()),
             session: hello.session,
             arbiter,
-            receiver: Some(receiver),
+            threads: Threads { abort, buffers, receiver: Some(receiver) },
             control,
-            abort,
             link,
             heartbeat: Some(heartbeat),
             image,
-            buffers,
+            audit,
             checkpoints: VecDeque::new(),
             state: Vec::new(),
             channel_lost: None,
@@ -204,20 +261,21 @@ impl Session {
     }
 
     /// Follows the primary until the session is over or the guest runs here.
-    fn follow(mut self, mut parts: Parts, inbox: &Inbox) -> Result<SessionEnd, StandbyError> {
-        let end = self.until_end(&mut parts, inbox);
-        let (active, why) = (*self.machine.state() == StandbyState::Active, self.failure.take());
-        // Its threads use the guest's memory, so they end before the parts do.
-        drop(self);
-        Ok(match end? {
-            Some(_) if active => SessionEnd::Active(Box::new(parts)),
-            Some(ending) => SessionEnd::Over(why.unwrap_or(ending)),
-            None => SessionEnd::Stopped,
-        })
+    fn follow(mut self, parts: &mut Parts, inbox: &Inbox) -> Result<SessionEnd, EngineError> {
+        let Some(ending) = self.until_end(parts, inbox)? else { return Ok(SessionEnd::Stopped) };
+        if *self.machine.state() != StandbyState::Active {
+            return Ok(SessionEnd::Over(self.failure.take().unwrap_or(ending)));
+        }
+        let Session { threads, session, machine, control, link, .. } = self;
+        let abort = Arc::clone(&threads.abort);
+        // They use the guest's memory as a standby's.
+        drop(threads);
+        let base = Base { session, epoch: machine.committed() };
+        Ok(SessionEnd::TookOver(Takeover { base, control, abort, link }))
     }
 
     /// Answers why the session is over; `None`: the operator ended it.
-    fn until_end(&mut self, parts: &mut Parts, inbox: &Inbox) -> Result<Option<String>, StandbyError> {
+    fn until_end(&mut self, parts: &mut Parts, inbox: &Inbox) -> Result<Option<String>, EngineError> {
         let heartbeat = self.silence.heartbeat();
         loop {
             let mut event = self.events.recv_timeout(heartbeat / 2).ok();
@@ -240,7 +298,7 @@ impl Session {
         }
     }
 
-    fn take(&mut self, event: Event, parts: &mut Parts, inbox: &Inbox) -> Result<(), StandbyError> {
+    fn take(&mut self, event: Event, parts: &mut Parts, inbox: &Inbox) -> Result<(), EngineError> {
         match self.translate(event, inbox) {
             Some(event) => self.step(event, parts),
             None => Ok(()),
@@ -252,6 +310,7 @@ impl Session {
         match event {
             Event::Message(Message::End(reason)) => Some(StandbyEvent::End(reason)),
             Event::Message(Message::Yield) => Some(StandbyEvent::Yield),
+            Event::Message(Message::HandOver) => Some(StandbyEvent::HandOver),
             Event::Message(other) => Some(StandbyEvent::Failed(format!("the primary sent {other:?}"))),
             Event::Checkpoint(checkpoint) => {
                 let (epoch, armed) = (checkpoint.epoch, checkpoint.armed);
@@ -268,7 +327,8 @@ impl Session {
                 measured.status.copied_bytes += bytes;
                 None
             }
-            Event::Verdict(verdict) => Some(StandbyEvent::Verdict(verdict)),
+            Event::Arbiter(Answer::Verdict(_, verdict)) => Some(StandbyEvent::Verdict(verdict)),
+            Event::Arbiter(Answer::Probed(_)) => None,
         }
     }
 
@@ -284,7 +344,7 @@ impl Session {
     }
 
     /// What time alone brings.
-    fn watch(&mut self, parts: &mut Parts) -> Result<(), StandbyError> {
+    fn watch(&mut self, parts: &mut Parts) -> Result<(), EngineError> {
         if *self.machine.state() != StandbyState::Following {
             return Ok(());
         }
@@ -309,7 +369,7 @@ impl Session {
     }
 
     /// Steps the machine and carries out what it says.
-    fn step(&mut self, event: StandbyEvent, parts: &mut Parts) -> Result<(), StandbyError> {
+    fn step(&mut self, event: StandbyEvent, parts: &mut Parts) -> Result<(), EngineError> {
         let before = self.machine.state().clone();
         let mut actions = Vec::new();
         if let Err(violation) = self.machine.step(event, &mut actions) {
@@ -324,7 +384,7 @@ impl Session {
         Ok(())
     }
 
-    fn carry_out(&mut self, action: StandbyAction, parts: &mut Parts) -> Result<(), StandbyError> {
+    fn carry_out(&mut self, action: StandbyAction, parts: &mut Parts) -> Result<(), EngineError> {
         match action {
             StandbyAction::Commit(epoch) => {
                 for (id, disk) in &mut parts.disks {
@@ -339,11 +399,14 @@ impl Session {
                     self.send(epoch, &Message::Acknowledge);
                 }
             }
-            StandbyAction::Apply(epoch) => {
-                if let Err(failure) = self.apply(epoch, parts) {
-                    return self.fail(&failure, parts);
+            StandbyAction::Apply(epoch) => match self.apply(epoch, parts) {
+                Ok(()) => {}
+                Err(ApplyError::Plugin(failure)) => return self.fail(&failure, parts),
+                Err(ApplyError::Diverged(found)) => {
+                    self.send(found.epoch, &Message::Diverged { total: found.total, pages: found.pages() });
+                    return self.step(StandbyEvent::Failed(found.to_string()), parts);
                 }
-            }
+            },
             StandbyAction::SendEndAck => self.send(self.machine.committed(), &Message::EndAck),
             StandbyAction::SendFailed(why) => {
                 warn!(why, "the standby cannot go on");
@@ -359,14 +422,14 @@ impl Session {
         Ok(())
     }
 
-    fn fail(&mut self, failure: &PluginFailure, parts: &mut Parts) -> Result<(), StandbyError> {
+    fn fail(&mut self, failure: &PluginFailure, parts: &mut Parts) -> Result<(), EngineError> {
         let why = failure.chain();
         self.step(StandbyEvent::Failed(why), parts)
     }
 
-    /// Brings a committed epoch into memory and the disks. A failure leaves a half applied image, and the machine
+    /// Brings a committed epoch into memory and the disks, and compares what the audit has of it. A failure leaves a half applied image, and the machine
     /// then never promotes it.
-    fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), PluginFailure> {
+    fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), ApplyError> {
         if self.failure.is_some() {
             return Ok(());
         }
@@ -379,9 +442,14 @@ impl Session {
                     .iter()
                     .try_for_each(|p| image.decode(p))
                     .during("codec", "applying an epoch")?;
+                if let Some(audit) = &mut self.audit {
+                    audit
+                        .check(checkpoint.epoch, &checkpoint.audit, &image.memory)
+                        .map_err(ApplyError::Diverged)?;
+                }
             }
             self.state = std::mem::take(&mut checkpoint.state);
-            self.buffers.recycle(checkpoint);
+            self.threads.buffers.recycle(checkpoint);
         }
         for (id, disk) in &mut parts.disks {
             disk.apply(epoch).during(id, "applying an epoch")?;
@@ -390,9 +458,12 @@ impl Session {
     }
 
     /// The guest runs here from `epoch` on: disks and networks first, so that it finds them ready.
-    fn take_over(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), StandbyError> {
+    fn take_over(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), EngineError> {
         let start = Instant::now();
-        self.abort.abort();
+        let handover = self.machine.is_handover();
+        if !handover {
+            self.threads.abort.abort();
+        }
         self.checkpoints.clear();
         for (id, disk) in &mut parts.disks {
             Disk::activate(disk.as_mut(), epoch).during(id, "taking over")?;
@@ -403,6 +474,9 @@ impl Session {
         parts.guest.activate(&self.state).during("guest", "taking over")?;
         info!(epoch = epoch.0, took = ?start.elapsed(), "the guest runs here now");
         self.activation = Some(start.elapsed());
+        if handover {
+            self.send(epoch, &Message::TookOver);
+        }
         Ok(())
     }
 
@@ -426,12 +500,19 @@ impl Session {
         status.peer = self.link.peer();
         status.committed = self.machine.committed().0;
         status.guest_pid = parts.guest.process();
+        status.audit = self.audit.as_ref().map(Checker::status);
         status.activation_us = self.activation.map_or(0, |t| t.as_micros() as u64);
     }
 }
 
-impl Drop for Session {
-    /// Ends the threads of this session: those that read, and the one that may wait for staging memory.
+/// The threads of a session: those that read, and the one that may wait for staging memory. Dropping it ends them.
+struct Threads {
+    abort: Arc<dyn LinkAbort>,
+    buffers: Arc<Buffers>,
+    receiver: Option<JoinHandle<()>>,
+}
+
+impl Drop for Threads {
     fn drop(&mut self) {
         self.abort.abort();
         self.buffers.close();
@@ -467,20 +548,8 @@ fn await_hello(events: &Receiver<Event>) -> Result<Hello, String> {
     }
 }
 
-/// Refuses the primary; answers the reason.
-fn refuse(control: &ControlTx, reason: String) -> String {
-    warn!(reason, "refusing the primary");
-    // A primary that is gone needs no answer.
-    let _ = control.send(Epoch::COPY, &Message::Refuse(reason.clone()));
-    reason
-}
-
 /// Brings everything into place for the initial copy; answers the pages channel.
-fn prepare<R: Fn(Report) + Send + Sync + Clone + 'static>(
-    maker: &Maker<'_, R>,
-    link: &mut dyn Link,
-    parts: &mut Parts,
-) -> Result<FrameRx, PluginFailure> {
+fn prepare(maker: &Maker<'_>, link: &mut dyn Link, parts: &mut Parts) -> Result<FrameRx, PluginFailure> {
     let transport = &maker.config.transport.id;
     let (_, pages) = link.open("pages", None, STEP).during(transport, "opening the pages channel")?;
     for (id, disk) in &mut parts.disks {
@@ -503,6 +572,7 @@ fn spawn_receiver(
     rx: FrameRx,
     image: &Arc<Mutex<Image>>,
     buffers: &Arc<Buffers>,
+    audit_limit: u64,
     to_loop: Sender<Event>,
 ) -> JoinHandle<()> {
     let (image, buffers) = (Arc::clone(image), Arc::clone(buffers));
@@ -510,63 +580,8 @@ fn spawn_receiver(
         // A loop that has ended needs no more news.
         let staged = |c| drop(to_loop.send(Event::Checkpoint(c)));
         let copied = |bytes| drop(to_loop.send(Event::Copied(bytes)));
-        if let Err(error) = receiver::run(rx, &image, &buffers, staged, copied) {
+        if let Err(error) = receiver::run(rx, &image, &buffers, audit_limit, staged, copied) {
             let _ = to_loop.send(Event::ReceiverEnded(error));
         }
     })
-}
-
-fn claimant<R: Fn(Report) + Send + Sync + Clone + 'static>(
-    maker: &Maker<'_, R>,
-    to_loop: Sender<Event>,
-) -> Result<arbiter::Claimant, PluginFailure> {
-    let answer = move |_, v: Verdict| drop(to_loop.send(Event::Verdict(v)));
-    Ok(arbiter::Claimant::start(maker.arbiter()?, Side::Standby, answer))
-}
-
-/// Runs the guest after a takeover, unprotected, until it ends. A primary that comes back is refused.
-fn run_active(
-    mut parts: Parts,
-    listener: &mut dyn Listener,
-    inbox: &Inbox,
-) -> Result<StandbyEnd, StandbyError> {
-    loop {
-        // Strangers and late primaries must not disturb the guest: whatever goes wrong here, the loop goes on.
-        match listener.accept(TICK) {
-            Ok(Some(link)) => drop(thread::spawn(move || refuse_link(link))),
-            Ok(None) => {}
-            Err(e) => {
-                warn!(error = e.chain(), "cannot listen for the old primary");
-                thread::sleep(TICK);
-            }
-        }
-        while let Ok(command) = inbox.commands.try_recv() {
-            match command {
-                Command::Stop { reply } => drop(reply.send(Ok(()))),
-                Command::PowerDown => parts.guest.power_down().during("guest", "being asked to shut down")?,
-                Command::Kill => {
-                    parts.guest.kill().during("guest", "being ended")?;
-                    return Ok(StandbyEnd::GuestEnded);
-                }
-                Command::Floor { reply, .. } => {
-                    drop(reply.send(Err("the guest is not protected".to_owned())));
-                }
-            }
-        }
-        match parts.guest.poll().during("guest", "being watched")? {
-            Some(GuestEvent::ShutDown) => return Ok(StandbyEnd::GuestEnded),
-            Some(GuestEvent::Lost { how }) => return Err(StandbyError::GuestLost { how }),
-            Some(event @ (GuestEvent::Rebooted | GuestEvent::Panicked)) => info!(?event, "guest"),
-            None => {}
-        }
-    }
-}
-
-fn refuse_link(mut link: Box<dyn Link>) {
-    if let Ok((tx, mut rx)) = link.open("control", None, STEP) {
-        let control = ControlTx::new(FrameTx::new(tx, Arc::new(AtomicU64::new(0))));
-        refuse(&control, "this host has taken the guest over and runs it".to_owned());
-        // The primary closes; closing first could lose the answer.
-        let _ = rx.recv(&mut [0; 1 << 16]);
-    }
 }

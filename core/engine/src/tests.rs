@@ -7,7 +7,7 @@ use crate::sender;
 use crate::staging::Staging;
 use crate::wire::{FrameRx, FrameTx};
 use aventine_api::*;
-use aventine_protocol::{FrameKind, HEADER_LEN};
+use aventine_protocol::{CheckpointEnd, FrameKind, HEADER_LEN, PayloadHash};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -39,16 +39,16 @@ impl ChannelRx for PipeRx {
     }
 }
 
-/// Two regions of memory that stand for a guest.
-struct Memory(Vec<Box<[u8]>>);
+/// Regions of memory that stand for a guest.
+pub(crate) struct Memory(Vec<Box<[u8]>>);
 
 impl Memory {
-    fn new(pages: &[usize]) -> Memory {
+    pub(crate) fn new(pages: &[usize]) -> Memory {
         Memory(pages.iter().map(|&p| vec![0; p * PAGE_SIZE].into_boxed_slice()).collect())
     }
 
-    fn view(&mut self) -> GuestMemory {
-        let mut first_page = 0;
+    pub(crate) fn view(&mut self) -> GuestMemory {
+        let (mut first_page, files) = (0, self.0.len());
         let regions = self.0.iter_mut().map(|r| {
             let pages = (r.len() / PAGE_SIZE) as u64;
             let region = Region { first_page, pages, host: NonNull::from(&mut r[0]) };
@@ -56,10 +56,10 @@ impl Memory {
             region
         });
         // SAFETY: the boxes are never moved or dropped before the view's last use.
-        unsafe { GuestMemory::from_regions(regions.collect()) }
+        unsafe { GuestMemory::from_regions(regions.collect(), &vec![None; files]) }
     }
 
-    fn fill(&mut self, page: usize, byte: u8) {
+    pub(crate) fn fill(&mut self, page: usize, byte: u8) {
         let split = self.0[0].len() / PAGE_SIZE;
         let (region, page) = if page < split { (0, page) } else { (1, page - split) };
         self.0[region][page * PAGE_SIZE..(page + 1) * PAGE_SIZE].fill(byte);
@@ -122,26 +122,36 @@ fn each(mut payload: &[u8], mut run: impl FnMut(u64, &[u8])) {
     }
 }
 
-fn plain() -> Box<dyn Codec> {
+pub(crate) fn plain() -> Box<dyn Codec> {
     Box::new(Plain { heads: Vec::new() })
 }
 
-fn frame_tx(tx: Sender<Vec<u8>>) -> FrameTx {
+pub(crate) fn frame_tx(tx: Sender<Vec<u8>>) -> FrameTx {
     FrameTx::new(Box::new(PipeTx(tx)), Arc::new(AtomicU64::new(0)))
 }
 
 /// Receives everything there is; answers the checkpoints, applied to a fresh image, and how it ended.
 fn receive(rx: Receiver<Vec<u8>>, pages: &[usize]) -> (Vec<Checkpoint>, Memory, ReceiveError) {
+    let (whole, mut memory, end) = receive_only(rx, pages, 0);
+    let mut image = Image { memory: memory.view(), codec: plain() };
+    whole.iter().flat_map(|c| &c.pages).for_each(|p| image.decode(p).unwrap());
+    (whole, memory, end)
+}
+
+/// Receives everything there is, with hashes of up to `audit_limit` pages in a checkpoint; applies only the initial copy.
+pub(crate) fn receive_only(
+    rx: Receiver<Vec<u8>>,
+    pages: &[usize],
+    audit_limit: u64,
+) -> (Vec<Checkpoint>, Memory, ReceiveError) {
     let mut memory = Memory::new(pages);
     let image = Mutex::new(Image { memory: memory.view(), codec: plain() });
     let buffers = Buffers::new(1 << 30);
     let whole = Mutex::new(Vec::new());
     let frames = FrameRx::new(Box::new(PipeRx(rx, Vec::new())));
-    let end = receiver::run(frames, &image, &buffers, |c| whole.lock().unwrap().push(c), |_| ()).unwrap_err();
-    let whole = whole.into_inner().unwrap();
-    let mut image = image.into_inner().unwrap();
-    whole.iter().flat_map(|c: &Checkpoint| &c.pages).for_each(|p| image.decode(p).unwrap());
-    (whole, memory, end)
+    let staged = |c| whole.lock().unwrap().push(c);
+    let end = receiver::run(frames, &image, &buffers, audit_limit, staged, |_| ()).unwrap_err();
+    (whole.into_inner().unwrap(), memory, end)
 }
 
 #[test]
@@ -203,7 +213,7 @@ fn frames_of_two_checkpoints() -> Vec<Vec<u8>> {
 }
 
 /// A frame with another number on its channel, as it would have if those before it were missing.
-fn renumbered(frames: Vec<Vec<u8>>) -> Receiver<Vec<u8>> {
+pub(crate) fn renumbered(frames: Vec<Vec<u8>>) -> Receiver<Vec<u8>> {
     let (tx, rx) = channel();
     for (number, frame) in frames.into_iter().enumerate() {
         let (head, payload) = frame.split_at(HEADER_LEN);
@@ -233,7 +243,55 @@ fn a_checkpoint_with_anything_missing_or_foreign_is_refused() {
     assert!(matches!(receive(renumbered(swapped), &[8, 8]).2, ReceiveError::Epoch { .. }));
     let mut twice = all.clone();
     twice.insert(1, all[0].clone());
-    assert!(matches!(receive(renumbered(twice), &[8, 8]).2, ReceiveError::Incomplete(Epoch(1))));
+    assert!(matches!(receive(renumbered(twice.clone()), &[80, 80]).2, ReceiveError::Incomplete(Epoch(1))));
+    assert!(matches!(receive(renumbered(twice), &[8, 8]).2, ReceiveError::Excess(Epoch(1))));
+}
+
+/// A primary that never ends a checkpoint must not fill the standby's memory.
+#[test]
+fn a_checkpoint_is_no_larger_than_the_guest() {
+    let page = [&3_u64.to_le_bytes()[..], &(PAGE_SIZE as u64).to_le_bytes(), &[7; PAGE_SIZE]].concat();
+    let refused = |kind: FrameKind, payload: &[u8], times: usize| {
+        let (tx, rx) = channel();
+        let mut frames = frame_tx(tx);
+        for _ in 0..times {
+            frames.send(kind, 0, Epoch(1), &[payload]).unwrap();
+        }
+        drop(frames);
+        matches!(receive(rx, &[8, 8]).2, ReceiveError::Excess(Epoch(1)))
+    };
+    assert!(!refused(FrameKind::Pages, &page, 16));
+    assert!(refused(FrameKind::Pages, &page, 17));
+    assert!(refused(FrameKind::Pages, b"", 1), "batches of nothing have no end either");
+    assert!(!refused(FrameKind::State, b"state", 1));
+    assert!(refused(FrameKind::State, b"state", 2));
+}
+
+/// Checkpoints without a page wait for room as well, when a disk's part of them never comes.
+#[test]
+fn device_states_count_as_staging_memory() {
+    const STATE: usize = 1 << 20;
+    let (tx, rx) = channel();
+    let mut frames = frame_tx(tx);
+    for epoch in 1..=8 {
+        let header = frames.send(FrameKind::State, 0, Epoch(epoch), &[&[7; STATE]]).unwrap();
+        let digest = PayloadHash::of(&[&header.payload_hash.to_le_bytes()]);
+        let end = CheckpointEnd { armed: true, frames: 1, pages: 0, state_len: STATE as u32, digest };
+        frames.send(FrameKind::CheckpointEnd, 0, Epoch(epoch), &[&end.encode()]).unwrap();
+    }
+    drop(frames);
+    let mut memory = Memory::new(&[8, 8]);
+    let image = Mutex::new(Image { memory: memory.view(), codec: plain() });
+    let buffers = Buffers::new(1 << 30);
+    let whole = Mutex::new(Vec::new());
+    let rx = FrameRx::new(Box::new(PipeRx(rx, Vec::new())));
+    receiver::run(rx, &image, &buffers, 0, |c| whole.lock().unwrap().push(c), |_| ()).unwrap_err();
+    assert!(buffers.in_use() > 8 * STATE as u64);
+    for mut checkpoint in whole.into_inner().unwrap() {
+        checkpoint.state = Vec::new();
+        buffers.recycle(checkpoint);
+    }
+    assert_eq!(buffers.in_use(), 0);
 }
 
 #[test]

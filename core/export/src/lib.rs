@@ -15,6 +15,9 @@
 //! flush, trim and write zeroes, with FUA, NO_HOLE and DF. Other options are answered as unsupported.
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod handshake;
 mod protocol;
 mod socket;

@@ -86,7 +86,7 @@ impl From<PluginError> for Failure {
     fn from(error: PluginError) -> Failure {
         let errno = match error.code() {
             ErrorCode::Refused => Errno::Perm,
-            ErrorCode::Limit => Errno::NoSpace,
+            // A full disk too: told that there is no space, QEMU stops the guest until somebody tells it to go on.
             _ => Errno::Io,
         };
         let text = error.chain();

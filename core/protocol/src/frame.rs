@@ -9,6 +9,7 @@
 //! Little-endian. The header is checked before its length is believed, the length before anything is allocated. The
 //! sequence counts the frames of one direction of a channel, so that a lost or repeated frame is noticed.
 
+use crate::audit::AUDIT_LIMIT;
 use aventine_api::{Epoch, MAX_RECORD};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
@@ -32,6 +33,8 @@ pub enum FrameKind {
     CheckpointEnd = 4,
     /// A record of a plugin on `disk:ID` or `net:ID`; `sub` is the plugin's own kind.
     Record = 5,
+    /// Hashes of a slice of guest memory on `pages`, part of a checkpoint: a [`crate::AuditRecord`].
+    Audit = 6,
 }
 
 impl FrameKind {
@@ -43,11 +46,12 @@ impl FrameKind {
             FrameKind::State => 64 << 20,
             FrameKind::CheckpointEnd => 64,
             FrameKind::Record => MAX_RECORD,
+            FrameKind::Audit => AUDIT_LIMIT,
         }
     }
 
     fn from_byte(byte: u8) -> Option<FrameKind> {
-        [Self::Message, Self::Pages, Self::State, Self::CheckpointEnd, Self::Record]
+        [Self::Message, Self::Pages, Self::State, Self::CheckpointEnd, Self::Record, Self::Audit]
             .into_iter()
             .find(|&k| k as u8 == byte)
     }

@@ -14,13 +14,18 @@
 //! | nothing silent | whatever does not fit is a [`Violation`] and ends protection |
 #![forbid(unsafe_code)]
 
+mod audit;
 mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod message;
 mod primary;
 mod standby;
 
+pub use audit::{AUDIT_NAMED, AUDIT_PAGES, AuditRecord};
 pub use frame::{FrameError, FrameHeader, FrameKind, HEADER_LEN, PayloadHash, VERSION};
-pub use message::{CheckpointEnd, Hello, Message, MessageError, differences};
+pub use message::{Base, CheckpointEnd, Hello, Message, MessageError, differences};
 pub use primary::{Primary, PrimaryAction, PrimaryEvent, PrimaryState};
 pub use standby::{Standby, StandbyAction, StandbyEvent, StandbyState};
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! primary                                   standby
-//!   Hello(session, signature) ──────────────►  compares
-//!   ◄──────────────────── Refuse(reason) | Accept
+//!   Hello(session, signature, base) ────────►  compares
+//!   ◄──────────────── Refuse(reason) | Accept(base)
 //!   (channels open, disks described)          (guest process started)
 //!   ◄─────────────────────────────────── Ready
 //!   Heartbeat ◄────────────────────────► Heartbeat
@@ -11,11 +11,15 @@
 //!   End(reason) ───────────────────────────►  disarms
 //!   ◄───────────────────────────────── EndAck
 //!   Yield ─────────────────────────────────►  takes over
+//!   HandOver ──────────────────────────────►  takes over, as planned
+//!   ◄──────────────────────────────── TookOver
 //!   ◄─────────────────────────── Failed(reason): the standby has disarmed itself
+//!   ◄─ Diverged(pages), then Failed(reason): because an audit found these pages to differ
 //! ```
 
 use crate::EndReason;
-use aventine_api::SessionId;
+use crate::audit::AUDIT_NAMED;
+use aventine_api::{Epoch, SessionId};
 
 /// What a primary says first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,15 +28,30 @@ pub struct Hello {
     pub session: SessionId,
     /// What must be the same on both hosts, as `(name, value)`.
     pub signature: Vec<(String, String)>,
+    /// What the guest's memory was when it began to run here: a standby that still has it needs only what was written
+    /// since.
+    pub base: Option<Base>,
 }
 
-/// A message on `control`. The epoch of an acknowledgement stands in the frame's header.
+/// An image of the guest's memory that both hosts may have: that of a committed epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The session in which the guest was handed over.
+    pub session: SessionId,
+    /// Its last committed epoch.
+    pub epoch: Epoch,
+}
+
+/// A message on `control`. The epoch that a message speaks of stands in the frame's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Primary: the first message of a session.
     Hello(Hello),
-    /// Standby: the signature agrees.
-    Accept,
+    /// Standby: the signature agrees. With `base`: it has the memory that the primary named, and needs no copy of it.
+    Accept {
+        /// Whether it has the base.
+        base: bool,
+    },
     /// Standby: it will not stand by, and why. Nothing has been started.
     Refuse(String),
     /// Standby: its guest and disks are ready for the initial copy.
@@ -47,8 +66,19 @@ pub enum Message {
     EndAck,
     /// Primary: its guest is gone and silenced; the standby shall take over.
     Yield,
+    /// Primary: the guest waits, paused, for the standby to run it.
+    HandOver,
+    /// Standby: the guest that was handed over runs here.
+    TookOver,
     /// Standby: cannot go on, has disarmed itself and will never promote in this session.
     Failed(String),
+    /// Standby: guest pages differ from the primary's at the frame's epoch. [`Message::Failed`] follows.
+    Diverged {
+        /// How many were found.
+        total: u64,
+        /// The numbers of the first of them, at most [`AUDIT_NAMED`].
+        pages: Vec<u64>,
+    },
 }
 
 /// What closes the stream of a checkpoint on `pages`.
@@ -56,7 +86,7 @@ pub enum Message {
 pub struct CheckpointEnd {
     /// Whether all output since the checkpoint before was held: only then may the standby promote from this one.
     pub armed: bool,
-    /// Frames of pages in the checkpoint.
+    /// Frames in the checkpoint before this one.
     pub frames: u32,
     /// Pages in them.
     pub pages: u64,
@@ -68,7 +98,7 @@ pub struct CheckpointEnd {
 
 /// Why the payload of a message was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("A control message does not make sense")]
+#[error("A message of the other side does not make sense")]
 pub struct MessageError;
 
 impl Message {
@@ -83,7 +113,12 @@ impl Message {
                     put_text(&mut out, name);
                     put_text(&mut out, value);
                 }
+                if let Some(base) = hello.base {
+                    out.extend(base.session.0);
+                    out.extend(base.epoch.0.to_le_bytes());
+                }
             }
+            Message::Accept { base } => out.push(u8::from(*base)),
             Message::Refuse(text) | Message::Failed(text) => put_text(&mut out, text),
             Message::End(reason) => match reason {
                 EndReason::Stopped => out.push(1),
@@ -93,6 +128,12 @@ impl Message {
                     put_text(&mut out, text);
                 }
             },
+            Message::Diverged { total, pages } => {
+                let named = &pages[..pages.len().min(AUDIT_NAMED)];
+                out.extend(total.to_le_bytes());
+                out.push(named.len() as u8);
+                named.iter().for_each(|page| out.extend(page.to_le_bytes()));
+            }
             _ => {}
         }
         out
@@ -103,12 +144,16 @@ impl Message {
         let mut r = Reader(payload);
         let message = match r.byte()? {
             1 => {
-                let session = SessionId(r.take(16)?.try_into().map_err(|_| MessageError)?);
+                let session = SessionId(r.array()?);
                 let count = r.u16()?;
                 let signature = (0..count).map(|_| Ok((r.text()?, r.text()?))).collect::<Result<_, _>>()?;
-                Message::Hello(Hello { session, signature })
+                let base = match r.0.is_empty() {
+                    true => None,
+                    false => Some(Base { session: SessionId(r.array()?), epoch: Epoch(r.u64()?) }),
+                };
+                Message::Hello(Hello { session, signature, base })
             }
-            2 => Message::Accept,
+            2 => Message::Accept { base: r.flag()? },
             3 => Message::Refuse(r.text()?),
             4 => Message::Ready,
             5 => Message::Heartbeat,
@@ -122,6 +167,16 @@ impl Message {
             8 => Message::EndAck,
             9 => Message::Yield,
             10 => Message::Failed(r.text()?),
+            11 => Message::HandOver,
+            12 => Message::TookOver,
+            13 => {
+                let (total, named) = (r.u64()?, usize::from(r.byte()?));
+                if named > AUDIT_NAMED {
+                    return Err(MessageError);
+                }
+                let pages = (0..named).map(|_| r.u64()).collect::<Result<_, _>>()?;
+                Message::Diverged { total, pages }
+            }
             _ => return Err(MessageError),
         };
         if r.0.is_empty() { Ok(message) } else { Err(MessageError) }
@@ -130,7 +185,7 @@ impl Message {
     fn tag(&self) -> u8 {
         match self {
             Message::Hello(_) => 1,
-            Message::Accept => 2,
+            Message::Accept { .. } => 2,
             Message::Refuse(_) => 3,
             Message::Ready => 4,
             Message::Heartbeat => 5,
@@ -139,6 +194,9 @@ impl Message {
             Message::EndAck => 8,
             Message::Yield => 9,
             Message::Failed(_) => 10,
+            Message::HandOver => 11,
+            Message::TookOver => 12,
+            Message::Diverged { .. } => 13,
         }
     }
 }
@@ -157,11 +215,7 @@ impl CheckpointEnd {
     /// Decodes a payload.
     pub fn decode(payload: &[u8]) -> Result<CheckpointEnd, MessageError> {
         let mut r = Reader(payload);
-        let armed = match r.byte()? {
-            0 => false,
-            1 => true,
-            _ => return Err(MessageError),
-        };
+        let armed = r.flag()?;
         let end =
             CheckpointEnd { armed, frames: r.u32()?, pages: r.u64()?, state_len: r.u32()?, digest: r.u64()? };
         if r.0.is_empty() { Ok(end) } else { Err(MessageError) }
@@ -210,6 +264,14 @@ impl<'a> Reader<'a> {
         Ok(self.array::<1>()?[0])
     }
 
+    fn flag(&mut self) -> Result<bool, MessageError> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(MessageError),
+        }
+    }
+
     fn u16(&mut self) -> Result<u16, MessageError> {
         Ok(u16::from_le_bytes(self.array()?))
     }
@@ -243,8 +305,14 @@ mod tests {
     #[test]
     fn messages_survive_the_wire() {
         for message in [
-            Message::Hello(Hello { session: SessionId([7; 16]), signature: signature("raw") }),
-            Message::Accept,
+            Message::Hello(Hello { session: SessionId([7; 16]), signature: signature("raw"), base: None }),
+            Message::Hello(Hello {
+                session: SessionId([7; 16]),
+                signature: signature("raw"),
+                base: Some(Base { session: SessionId([8; 16]), epoch: Epoch(9) }),
+            }),
+            Message::Accept { base: false },
+            Message::Accept { base: true },
             Message::Refuse("no".into()),
             Message::Ready,
             Message::Heartbeat,
@@ -255,6 +323,9 @@ mod tests {
             Message::EndAck,
             Message::Yield,
             Message::Failed("full".into()),
+            Message::HandOver,
+            Message::TookOver,
+            Message::Diverged { total: 1000, pages: vec![0, u64::MAX] },
         ] {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }

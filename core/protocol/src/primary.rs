@@ -6,8 +6,9 @@
 //!     │                 │                          ├─ end asked ─► Ending ─ acked ──────────► Alone / Ended
 //!     │ any loss        │ (the same ways out)      │                 └─ link lost ─► Resolving
 //!     ▼                 ▼                          ├─ standby renounced ────────────────────► Alone
-//!   Alone                                          └─ guest lost ─► HandedOver
-//!                                         Resolving ─┴─ lost ─► Fenced
+//!   Alone                                          ├─ guest lost ─► HandedOver
+//!                                                  └─ handover ─► HandingOver ─ ack(final) ─► Yielded ─ taken ─► HandedOver
+//!        Resolving ─ lost ─► Fenced                                  └─ (the same ways out) ─────┘
 //! ```
 //! Invariants:
 //! - `Release(n)` is answered only to `Acknowledged(n)`, and n was sealed.
@@ -16,6 +17,9 @@
 //!   armed seal was given out no standby may promote, and this side may go on without asking the arbiter.
 //! - After that, `Disengage(Owner)` needs `Won`, or the standby's own word that it has disarmed itself. That word counts
 //!   while the arbiter is being asked, too: an arbiter that waits for a person must not mute a guest that nobody contests.
+//! - A handover is a seal after which the guest stays paused: once that epoch is acknowledged the standby is told to take
+//!   over, and asks the arbiter as it would after a loss. Until it says that the guest runs there, this side can still
+//!   lose it and ask as well, or take it back if the standby renounces.
 
 use crate::{EndReason, Violation};
 use aventine_api::{Disengage, Epoch, Verdict};
@@ -33,13 +37,17 @@ pub enum PrimaryState {
     Ending(EndReason),
     /// The two sides have lost each other: the arbiter decides.
     Resolving,
+    /// The final epoch of a planned handover is due or on its way; once it is sealed the guest stays paused.
+    HandingOver,
+    /// The standby holds the final epoch and was told to take over; the guest is paused here.
+    Yielded,
     /// The guest runs on here, unprotected.
     Alone,
     /// The guest has ended here, and no standby may promote.
     Ended,
     /// The standby owns the guest.
     Fenced,
-    /// The guest was lost here and the standby was told to take over.
+    /// The standby was told to take over: it has the guest, or nothing is left here that could run.
     HandedOver,
 }
 
@@ -60,6 +68,10 @@ pub enum PrimaryEvent {
     LinkLost,
     /// Protection shall end, and why.
     End(EndReason),
+    /// An operator wants the guest to run on the standby's host.
+    HandOver,
+    /// The standby says that the guest runs there now, after a handover.
+    TakenOver,
     /// The guest's process is gone without a shutdown.
     GuestLost,
     /// The arbiter's answer to `Claim`; an arbiter that cannot be reached is `Undecided`.
@@ -75,8 +87,10 @@ pub enum PrimaryAction {
     Release(Epoch),
     /// Tell the standby that protection ends.
     SendEnd(EndReason),
-    /// Tell the standby to take over.
+    /// Tell the standby to take over, because nothing is left here.
     SendYield,
+    /// Tell the standby to take over, as planned.
+    SendHandOver,
     /// Ask the arbiter, and report the verdict.
     Claim,
     /// End holding output and replicating writes.
@@ -96,6 +110,8 @@ pub struct Primary {
     /// Whether an armed seal was given out: from then on the standby may own the guest one day.
     armed: bool,
     guest_ended: bool,
+    /// The epoch after which the guest stays paused.
+    last: Option<Epoch>,
 }
 
 impl Primary {
@@ -109,7 +125,13 @@ impl Primary {
             engaged: false,
             armed: false,
             guest_ended: false,
+            last: None,
         }
+    }
+
+    /// The primary of a guest that was taken over: alone, with no session.
+    pub fn alone() -> Primary {
+        Primary { state: PrimaryState::Alone, ..Primary::new(1) }
     }
 
     /// Where it stands.
@@ -137,8 +159,14 @@ impl Primary {
         match self.state {
             PrimaryState::Arming => self.sealed == Epoch::COPY,
             PrimaryState::Protected => self.in_flight() < self.depth,
+            PrimaryState::HandingOver => self.last.is_none() && self.in_flight() < self.depth,
             _ => false,
         }
+    }
+
+    /// Whether the guest must not run on after the epoch sealed last: the standby may be about to run it.
+    pub fn is_final(&self) -> bool {
+        self.last.is_some()
     }
 
     /// Seals the open epoch: answers its number and whether it is armed.
@@ -148,6 +176,9 @@ impl Primary {
         }
         self.sealed = self.sealed.next();
         self.armed |= self.engaged;
+        if self.state == PrimaryState::HandingOver {
+            self.last = Some(self.sealed);
+        }
         Ok((self.sealed, self.engaged))
     }
 
@@ -170,6 +201,21 @@ impl Primary {
                     self.go_on_alone(out);
                 }
             }
+            PrimaryEvent::HandOver => {
+                if self.state == PrimaryState::Protected {
+                    self.state = PrimaryState::HandingOver;
+                }
+            }
+            // Told only by a standby that was told to take over; it has won the arbiter, whatever this side still thinks.
+            PrimaryEvent::TakenOver => {
+                if self.last.is_some()
+                    && matches!(self.state, PrimaryState::Yielded | PrimaryState::Resolving)
+                {
+                    out.push(PrimaryAction::Disengage(Disengage::NotOwner));
+                    out.push(PrimaryAction::KillGuest);
+                    self.state = PrimaryState::HandedOver;
+                }
+            }
             PrimaryEvent::LinkLost => self.link_lost(out),
             PrimaryEvent::End(reason) => self.end(reason, out),
             PrimaryEvent::GuestLost => self.guest_lost(out),
@@ -180,8 +226,8 @@ impl Primary {
 
     /// Whether the standby is still being talked to.
     fn is_open(&self) -> bool {
-        use PrimaryState::{Arming, Copying, Ending, Protected};
-        matches!(self.state, Copying | Arming | Protected | Ending(_))
+        use PrimaryState::{Arming, Copying, Ending, HandingOver, Protected, Yielded};
+        matches!(self.state, Copying | Arming | Protected | Ending(_) | HandingOver | Yielded)
     }
 
     fn acknowledge(&mut self, epoch: Epoch, out: &mut Vec<PrimaryAction>) -> Result<(), Violation> {
@@ -204,6 +250,10 @@ impl Primary {
             out.push(PrimaryAction::Engage);
         }
         out.push(PrimaryAction::Release(epoch));
+        if self.state == PrimaryState::HandingOver && self.last == Some(epoch) {
+            self.state = PrimaryState::Yielded;
+            out.push(PrimaryAction::SendHandOver);
+        }
         Ok(())
     }
 
@@ -222,7 +272,10 @@ impl Primary {
     fn end(&mut self, reason: EndReason, out: &mut Vec<PrimaryAction>) {
         self.guest_ended |= reason == EndReason::GuestShutDown;
         match self.state {
-            PrimaryState::Copying | PrimaryState::Arming | PrimaryState::Protected => {
+            PrimaryState::Copying
+            | PrimaryState::Arming
+            | PrimaryState::Protected
+            | PrimaryState::HandingOver => {
                 out.push(PrimaryAction::SendEnd(reason.clone()));
                 self.state = PrimaryState::Ending(reason);
             }
@@ -240,12 +293,12 @@ impl Primary {
                 self.go_on_alone(out);
             }
             PrimaryState::Ending(_) => self.guest_ended = true,
-            PrimaryState::Protected | PrimaryState::Arming => {
+            PrimaryState::Protected | PrimaryState::Arming | PrimaryState::HandingOver => {
                 out.push(PrimaryAction::Disengage(Disengage::NotOwner));
                 out.push(PrimaryAction::SendYield);
                 self.state = PrimaryState::HandedOver;
             }
-            PrimaryState::Resolving => {
+            PrimaryState::Resolving | PrimaryState::Yielded => {
                 // The standby may win: it has the guest, this side has nothing.
                 out.push(PrimaryAction::Disengage(Disengage::NotOwner));
                 self.state = PrimaryState::HandedOver;

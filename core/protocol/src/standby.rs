@@ -3,7 +3,7 @@
 //! ```text
 //!            armed epoch committed
 //!  Following ────────────────────► (armed) ─┬─ peer lost, yield ─► Resolving ─┬─ won ──► Active
-//!     │                                     │                                 └─ lost, guest shut down ─► Ended
+//!     │                                     │  handover                       └─ lost, guest shut down ─► Ended
 //!     │ end, peer lost, failure             ├─ end ─► Ended
 //!     ▼                                     └─ failure ─► Ended (renounced)
 //!   Ended
@@ -53,6 +53,8 @@ pub enum StandbyEvent {
     End(EndReason),
     /// The primary said that its guest is gone and silenced.
     Yield,
+    /// The primary said that its guest waits, paused, for this side to run it: a planned handover.
+    HandOver,
     /// The control channel has ended or been silent, and the detection time has passed.
     PeerLost,
     /// Something here failed, before or while an epoch was applied.
@@ -77,7 +79,8 @@ pub enum StandbyAction {
     /// Ask the arbiter, and report the verdict. From now on this side no longer says that it is alive: a primary that
     /// lives must notice that nobody follows it, and ask as well.
     Claim,
-    /// Discard what is later than this epoch and run the guest from it.
+    /// Discard what is later than this epoch and run the guest from it. In a handover ([`Standby::is_handover`]), tell
+    /// the primary then.
     TakeOver(Epoch),
 }
 
@@ -91,6 +94,8 @@ pub struct Standby {
     /// Whether each epoch between `committed` and `pages` is armed.
     pages_armed: VecDeque<bool>,
     disks: Vec<Epoch>,
+    /// The primary waits for this side to run the guest.
+    handover: bool,
 }
 
 impl Standby {
@@ -103,6 +108,7 @@ impl Standby {
             pages: Epoch::COPY,
             pages_armed: VecDeque::new(),
             disks: vec![Epoch::COPY; disks],
+            handover: false,
         }
     }
 
@@ -119,6 +125,11 @@ impl Standby {
     /// Whether it may promote, given the arbiter's word.
     pub fn is_armed(&self) -> bool {
         self.armed
+    }
+
+    /// Whether the primary has told this side to take over, as planned.
+    pub fn is_handover(&self) -> bool {
+        self.handover
     }
 
     /// Takes an event and appends what must be done to `out`. A violation has the effect of `Failed` as well.
@@ -156,6 +167,15 @@ impl Standby {
                     self.state = StandbyState::Ended(None);
                 }
             }
+            (StandbyEvent::HandOver, StandbyState::Following) => {
+                if self.armed {
+                    self.handover = true;
+                    self.state = StandbyState::Resolving;
+                    out.push(StandbyAction::Claim);
+                } else {
+                    self.fail("a handover needs a committed epoch".to_owned(), out);
+                }
+            }
             (StandbyEvent::Failed(why), StandbyState::Following | StandbyState::Resolving) => {
                 self.fail(why, out);
             }
@@ -165,6 +185,7 @@ impl Standby {
                     out.push(StandbyAction::TakeOver(self.committed));
                 }
                 Verdict::Lost => self.state = StandbyState::Ended(None),
+                // After a handover, too, this side cannot give the guest back: its claim may have been heard.
                 Verdict::Undecided => out.push(StandbyAction::Claim),
             },
             // What arrives after the decision no longer matters: nothing is acknowledged any more.

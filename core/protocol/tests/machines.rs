@@ -117,3 +117,61 @@ fn a_lost_guest_is_handed_over_at_once() {
     assert_eq!(actions, [PrimaryAction::Disengage(Disengage::NotOwner), PrimaryAction::SendYield]);
     assert_eq!(standby_takes(&mut armed_standby(), StandbyEvent::Yield), [StandbyAction::Claim]);
 }
+
+/// A primary whose final epoch, 3, is sealed for a handover; everything before it is acknowledged.
+fn handing_over() -> Primary {
+    let mut primary = armed_primary();
+    assert_eq!(primary_takes(&mut primary, PrimaryEvent::HandOver), []);
+    assert!(!primary.is_final());
+    assert_eq!(primary.seal().unwrap(), (Epoch(3), true));
+    assert!(primary.is_final() && !primary.may_seal(), "the guest stays paused");
+    let released = primary_takes(&mut primary, PrimaryEvent::Acknowledged(Epoch(2)));
+    assert_eq!(released, [PrimaryAction::Release(Epoch(2))]);
+    primary
+}
+
+#[test]
+fn a_handover_waits_for_the_final_epoch_and_for_the_standby() {
+    let mut primary = handing_over();
+    let acknowledged = primary_takes(&mut primary, PrimaryEvent::Acknowledged(Epoch(3)));
+    assert_eq!(acknowledged, [PrimaryAction::Release(Epoch(3)), PrimaryAction::SendHandOver]);
+    let taken = primary_takes(&mut primary, PrimaryEvent::TakenOver);
+    assert_eq!(taken, [PrimaryAction::Disengage(Disengage::NotOwner), PrimaryAction::KillGuest]);
+    assert_eq!(*primary.state(), PrimaryState::HandedOver);
+
+    let mut standby = armed_standby();
+    assert_eq!(standby_takes(&mut standby, StandbyEvent::HandOver), [StandbyAction::Claim]);
+    assert!(standby.is_handover());
+    let won = standby_takes(&mut standby, StandbyEvent::Verdict(Verdict::Won));
+    assert_eq!(won, [StandbyAction::TakeOver(Epoch(2))]);
+}
+
+#[test]
+fn a_handover_that_fails_gives_the_guest_back_to_the_primary() {
+    let mut primary = handing_over();
+    let actions = primary_takes(&mut primary, PrimaryEvent::StandbyRenounced);
+    assert_eq!(actions, [PrimaryAction::Disengage(Disengage::Owner)]);
+    assert_eq!(*primary.state(), PrimaryState::Alone);
+
+    let mut primary = handing_over();
+    primary_takes(&mut primary, PrimaryEvent::Acknowledged(Epoch(3)));
+    assert_eq!(primary_takes(&mut primary, PrimaryEvent::LinkLost), [PrimaryAction::Claim]);
+    let won = primary_takes(&mut primary, PrimaryEvent::Verdict(Verdict::Won));
+    assert_eq!(won, [PrimaryAction::Disengage(Disengage::Owner)]);
+}
+
+#[test]
+fn a_standby_whose_claim_may_have_been_heard_does_not_give_a_guest_back() {
+    let mut standby = armed_standby();
+    standby_takes(&mut standby, StandbyEvent::HandOver);
+    let again = standby_takes(&mut standby, StandbyEvent::Verdict(Verdict::Undecided));
+    assert_eq!(again, [StandbyAction::Claim]);
+}
+
+#[test]
+fn nobody_but_a_protected_guest_is_handed_over() {
+    let mut primary = Primary::new(4);
+    primary_takes(&mut primary, PrimaryEvent::HandOver);
+    assert_eq!(*primary.state(), PrimaryState::Copying);
+    assert_eq!(primary_takes(&mut armed_primary(), PrimaryEvent::TakenOver), []);
+}

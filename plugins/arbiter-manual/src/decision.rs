@@ -45,9 +45,15 @@ impl Decisions {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ReadError::Io { file: file(), source }),
         }
+        self.find(&bytes, session)
+    }
+
+    /// What the file's contents say about `session`.
+    pub(crate) fn find(&self, contents: &[u8], session: SessionId) -> Result<Option<Side>, ReadError> {
+        let file = || self.file.clone();
         let wanted = session.to_string();
         let mut owner = None;
-        for (number, text) in (1..).zip(String::from_utf8_lossy(&bytes).lines()) {
+        for (number, text) in (1..).zip(String::from_utf8_lossy(contents).lines()) {
             if text.trim().is_empty() {
                 continue;
             }

@@ -20,6 +20,9 @@
 #![forbid(unsafe_code)]
 
 mod decision;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 
 use aventine_api::{
     Arbiter, ConfigError, Context, ErrorCode, Factory, PluginEntry, PluginError, SessionId, Side, Verdict,
@@ -94,6 +97,10 @@ impl Manual {
 }
 
 impl Arbiter for Manual {
+    fn waits_for_person(&self) -> bool {
+        true
+    }
+
     fn claim(&mut self, session: SessionId, side: Side) -> Result<Verdict, PluginError> {
         match self.decisions.owner(session)? {
             Some(owner) => {

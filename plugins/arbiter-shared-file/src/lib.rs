@@ -25,6 +25,9 @@
 //!   the crash of a file server could take back a verdict somebody acted on.
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod verdict;
 
 use aventine_api::{

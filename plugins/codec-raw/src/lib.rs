@@ -12,6 +12,9 @@
 //! the one cannot fail in the other.
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 use aventine_api::{
     Codec, ConfigError, Epoch, ErrorCode, Factory, PAGE_SIZE, PageRun, PageSink, PluginEntry, PluginError,
     parse_config,
@@ -79,10 +82,9 @@ impl From<PayloadError> for PluginError {
 
 /// Why the sink could not take pages.
 #[derive(Debug, thiserror::Error)]
-#[error("The sink gave {got} bytes for {pages} pages")]
+#[error("The sink gave {got} bytes for a page")]
 struct SinkError {
     got: usize,
-    pages: u64,
 }
 
 #[derive(Default)]
@@ -132,12 +134,14 @@ impl Codec for Raw {
     fn decode(&mut self, payload: &[u8], sink: &mut dyn PageSink) -> Result<(), PluginError> {
         for run in runs(payload)? {
             let PageRun { first_page, data } = run?;
-            let pages = (data.len() / PAGE_SIZE) as u64;
-            let target = sink.pages(first_page, pages)?;
-            if target.len() != data.len() {
-                return Err(PluginError::new(ErrorCode::Internal, SinkError { got: target.len(), pages }));
+            // Page by page: a run may go on in another region of memory.
+            for (page, data) in (first_page..).zip(data.chunks_exact(PAGE_SIZE)) {
+                let target = sink.pages(page, 1)?;
+                if target.len() != data.len() {
+                    return Err(PluginError::new(ErrorCode::Internal, SinkError { got: target.len() }));
+                }
+                target.copy_from_slice(data);
             }
-            target.copy_from_slice(data);
         }
         Ok(())
     }

@@ -18,6 +18,20 @@ impl PageSink for Image {
     }
 }
 
+/// The same memory in two regions: what lies in both is not in one piece.
+struct Split(Image);
+
+impl PageSink for Split {
+    fn pages(&mut self, first_page: u64, pages: u64) -> Result<&mut [u8], PluginError> {
+        let last = first_page + pages - 1;
+        if (first_page < GUEST_PAGES / 2) == (last < GUEST_PAGES / 2) {
+            self.0.pages(first_page, pages)
+        } else {
+            Err(PluginError::new(ErrorCode::Corrupt, PayloadError::NoRuns))
+        }
+    }
+}
+
 fn encode(runs: &[PageRun<'_>]) -> Vec<u8> {
     let mut codec = Raw::default();
     let mut out = Vec::new();
@@ -51,6 +65,17 @@ fn pages_are_sent_from_where_they_lie() {
     assert_eq!(out.len(), 2);
     assert!(std::ptr::eq(out[1], data.as_slice()));
     assert_eq!(out[0], &payload(&[(3, 2)], 0)[..]);
+}
+
+#[test]
+fn a_run_may_go_on_in_another_region() {
+    let data: Vec<u8> = (0..4 * PAGE_SIZE).map(|i| (i / 7) as u8).collect();
+    let first_page = GUEST_PAGES / 2 - 2;
+    let bytes = encode(&[PageRun { first_page, data: &data }]);
+    assert_eq!(Raw::default().check(&bytes, GUEST_PAGES).unwrap(), 4);
+    let mut sink = Split(Image::new());
+    Raw::default().decode(&bytes, &mut sink).unwrap();
+    assert!(sink.0.0[first_page as usize * PAGE_SIZE..][..data.len()] == data);
 }
 
 #[test]

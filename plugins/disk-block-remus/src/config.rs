@@ -1,14 +1,16 @@
 //! The plugin's own keys.
 
+use aventine_api::units::Quantity;
 use aventine_api::{ConfigError, parse_config};
 use serde::Deserialize;
 use std::net::Ipv6Addr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// Bytes that writes may take in memory where the configuration does not say.
 const DEFAULT_BUFFER: u64 = 256 << 20;
-/// Least that lets the largest request of a guest pass without stopping at each.
-const LEAST_BUFFER: u64 = 16 << 20;
+/// The least lets the largest request of a guest pass without stopping at each.
+const BUFFER_RANGE: RangeInclusive<u64> = 16 << 20..=1 << 40;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,7 +34,8 @@ pub(crate) struct Settings {
 /// Reads the plugin's configuration text.
 pub(crate) fn parse(text: &str) -> Result<Settings, ConfigError> {
     let keys: Keys = parse_config(text)?;
-    let buffer = keys.buffer.map_or(Ok(DEFAULT_BUFFER), |b| size(&b))?;
+    let buffer =
+        keys.buffer.map_or(Ok(DEFAULT_BUFFER), |text| u64::parse_key(&["buffer"], &text, &BUFFER_RANGE))?;
     let (image, route) = match (keys.image, keys.spec) {
         (Some(image), None) if image.as_os_str().is_empty() => {
             return Err(ConfigError::bad_value(&["image"], "`image` is empty", None));
@@ -102,27 +105,6 @@ fn check_address(address: &str) -> Result<(), String> {
     match port.parse::<u16>() {
         Ok(1..) if port.bytes().all(|b| b.is_ascii_digit()) => Ok(()),
         _ => Err(format!("`{port}` is not a port between 1 and 65535")),
-    }
-}
-
-/// A number of bytes such as `64MiB`.
-fn size(text: &str) -> Result<u64, ConfigError> {
-    let wrong = |message| ConfigError::bad_value(&["buffer"], message, Some("write it as in `256MiB`"));
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim_start() {
-        "" | "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return Err(wrong(format!("`{text}` is not a size"))),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong(format!("`{text}` is not a size")))?;
-    match number.checked_mul(1 << shift) {
-        Some(bytes) if bytes > 1 << 40 => Err(wrong("`buffer` is more than 1024GiB".to_owned())),
-        Some(bytes) if bytes >= LEAST_BUFFER => Ok(bytes),
-        Some(_) => Err(wrong("`buffer` is less than 16MiB".to_owned())),
-        None => Err(wrong("`buffer` is more than 1024GiB".to_owned())),
     }
 }
 

@@ -24,6 +24,9 @@
 mod config;
 mod copy;
 mod device;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod marker;
 mod outbox;
@@ -266,11 +269,14 @@ impl Disk for BlockRemus {
         let image = Arc::clone(self.image_of(size)?);
         let failed = |source| SetUpError::WriteNote { path: self.marker.path().to_owned(), source };
         self.marker.write(Mark::Copying).map_err(failed)?;
-        let staging = Staging::new(image, self.buffer, Arc::clone(&self.host), self.marker.clone());
-        let staging = self.staging.insert(Arc::new(staging));
-        let reading = Arc::clone(staging);
+        let staging =
+            Staging::new(Arc::clone(&image), self.buffer, Arc::clone(&self.host), self.marker.clone());
+        let staging = Arc::clone(self.staging.insert(Arc::new(staging)));
+        let reading = Arc::clone(&staging);
         // Not kept: it may wait in the channel, and ends with it.
-        self.spawn("receive", move || reading.run(rx))?;
+        self.spawn("receive", move || reading.run(rx.as_mut()))?;
+        let syncing = self.spawn("sync", move || staging.keep_synced(&image))?;
+        self.threads.push(syncing);
         Ok(())
     }
 
@@ -291,6 +297,7 @@ impl Disk for BlockRemus {
         let staging = self.staging()?;
         staging.cut(epoch)?;
         staging.apply(epoch, &image)?;
+        staging.stop();
         self.device.set_access(Access::ReadWrite);
         let (id, marker) = (self.id.clone(), self.marker.clone());
         let settling = self.spawn("settle", move || settle(&id, &image, &marker))?;

@@ -13,6 +13,8 @@
 //!   nothing more from this channel. It never waits in the middle of the only epoch, because its barrier may be what
 //!   everybody waits for. An epoch that alone passes the limit is an error. The primary asks for the end of an epoch
 //!   at a quarter of the limit and holds back a quarter more, so that this takes a wrong configuration.
+//! - What was applied is brought to stable storage every few seconds, so that a device that loses writes ends protection
+//!   now, and not only the takeover that would need them.
 //! - Once the reader has been stopped it does not touch the image any more, though it may still wait in the channel.
 
 use crate::image::{Image, ImageError};
@@ -23,9 +25,12 @@ use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
-/// What a kept record takes in memory beside its payload.
+/// How long a write may stay unknown to the device, as the kernel's own write-back has it.
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
+/// What a kept record takes in memory beside its payload, and an epoch beside its records.
 const RECORD_COST: usize = 64;
 
 /// Why the primary cannot be followed any more.
@@ -37,6 +42,8 @@ pub(crate) enum FollowError {
     TooLarge { limit: usize },
     #[error("Applying the primary's image failed")]
     Image(#[from] ImageError),
+    #[error("What was applied is lost, all of it or a part")]
+    Unsynced(#[source] ImageError),
     #[error("Note {} could not be written", path.display())]
     Marker { path: PathBuf, source: io::Error },
 }
@@ -46,7 +53,7 @@ impl From<FollowError> for PluginError {
         let code = match &error {
             FollowError::Record(_) => ErrorCode::Corrupt,
             FollowError::TooLarge { .. } => ErrorCode::Limit,
-            FollowError::Image(e) => PluginError::from(e.clone()).code(),
+            FollowError::Image(e) | FollowError::Unsynced(e) => PluginError::from(e.clone()).code(),
             FollowError::Marker { .. } => ErrorCode::Io,
         };
         PluginError::new(code, error)
@@ -200,7 +207,7 @@ impl Staging {
     }
 
     /// The reading thread: until the channel ends, something does not make sense, or it is stopped.
-    pub(crate) fn run(&self, mut rx: Box<dyn RecordRx>) {
+    pub(crate) fn run(&self, rx: &mut dyn RecordRx) {
         let mut tally = Tally::default();
         let error = loop {
             if !self.wait_for_room() {
@@ -219,6 +226,23 @@ impl Staging {
         if !lock(&self.state).stopped {
             self.host.failed(error);
         }
+    }
+
+    /// The syncing thread: until it is stopped, or the image cannot be brought to stable storage.
+    pub(crate) fn keep_synced(&self, image: &Image) {
+        while !self.stopped_within(SYNC_INTERVAL) {
+            let Err(error) = image.sync() else { continue };
+            // After a takeover the guest hears of it, with its next flush.
+            if !lock(&self.state).stopped {
+                self.host.failed(FollowError::Unsynced(error).into());
+            }
+            return;
+        }
+    }
+
+    fn stopped_within(&self, limit: Duration) -> bool {
+        let waited = self.room.wait_timeout_while(lock(&self.state), limit, |s| !s.stopped);
+        waited.unwrap_or_else(PoisonError::into_inner).0.stopped
     }
 
     /// `false`: the reader is to stop.
@@ -250,7 +274,7 @@ impl Staging {
                 lock(&self.state).copied = true;
                 Ok(())
             }
-            kind::BARRIER if copied && epoch >= open.max(Epoch::FIRST) => {
+            kind::BARRIER if copied && epoch == open.max(Epoch::FIRST) => {
                 let (sent, got) = (Summary::parse(&payload)?, tally.finish());
                 if sent != got {
                     return Err(RecordError::Summary { epoch, sent, got }.into());
@@ -290,7 +314,11 @@ impl Staging {
         if state.stopped {
             return;
         }
-        let records = Arc::new(std::mem::take(&mut state.open));
+        let mut records = std::mem::take(&mut state.open);
+        // Epochs without a write take room as well.
+        records.bytes += RECORD_COST;
+        state.bytes += RECORD_COST;
+        let records = Arc::new(records);
         state.epochs.push_back((epoch, records));
         state.staged = epoch;
         drop(state);

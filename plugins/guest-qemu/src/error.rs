@@ -93,8 +93,6 @@ pub(crate) enum CallError {
     NotPaused,
     #[error("No device state was begun")]
     NoState,
-    #[error("Dirty pages are not tracked in a guest that was taken over")]
-    NotTracked,
     #[error(transparent)]
     Ended(#[from] EndedError),
     #[error(transparent)]
@@ -117,7 +115,7 @@ impl From<CallError> for PluginError {
             CallError::NotStarted | CallError::NotActive | CallError::NotPaused | CallError::NoState => {
                 ErrorCode::Internal
             }
-            CallError::NotTracked | CallError::ResumedByOthers => ErrorCode::Refused,
+            CallError::ResumedByOthers => ErrorCode::Refused,
             CallError::Ended(_) | CallError::Track(TrackError::Gone) => ErrorCode::PeerLost,
             CallError::Qmp(source) => qmp_code(source),
             CallError::State(_) | CallError::Populated(_) | CallError::Track(_) | CallError::Process(_) => {

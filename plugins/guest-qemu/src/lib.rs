@@ -21,7 +21,7 @@
 //!  │                            │   qemu.log ◄───────────────────────┼── stdout, stderr              │
 //!  └────────────────────────────┘                                    └──────────────────────────────┘
 //!
-//!  primary:  start (-S) ─► paused ⇄ running          standby:  start (-incoming defer) ─► waiting ─► running
+//!  primary:  start (-S) ─► paused ⇄ running          standby:  start (-incoming defer) ─► waiting ─► running ⇄ paused
 //! ```
 //!
 //! Invariants:
@@ -29,13 +29,17 @@
 //!   live as long as the guest.
 //! - Whatever the guest can write or say goes through what is attached; anything else in the machine is refused by name
 //!   before the guest runs (`inspect`). Devices plugged in later through a monitor of the user's own are not checked.
-//! - A page whose contents differ from what was last reported has its dirty bit set (`track`).
+//! - A page that QEMU has written since it was last reported has its dirty bit set (`track`), from the start on, on
+//!   either side. What this process writes into a standby's image sets none.
 //! - No thread of its own and no time limit inside a pause: a call waits for QEMU's answer or for its end, and its end
 //!   is noticed at once.
 //!
 //! Needs an x86-64 host with Linux 6.7 or later.
 
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod inject;
 mod inspect;
 mod launch;
@@ -53,6 +57,7 @@ use aventine_api::{
 use error::{CallError, StartError};
 use machine::Machine;
 use options::Options;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 inventory::submit! {
@@ -116,6 +121,10 @@ impl Guest for QemuGuest {
         self.machine.iter().map(|m| m.memory().region()).collect()
     }
 
+    fn backing(&self, region: usize) -> Option<BorrowedFd<'_>> {
+        self.machine.as_ref().filter(|_| region == 0).map(|m| m.memory().as_fd())
+    }
+
     fn pause(&mut self) -> Result<(), PluginError> {
         Ok(self.machine()?.pause()?)
     }
@@ -130,6 +139,10 @@ impl Guest for QemuGuest {
 
     fn dirty(&mut self, dirty: &mut PageBitmap) -> Result<(), PluginError> {
         Ok(self.machine()?.dirty(dirty)?)
+    }
+
+    fn populated(&mut self, pages: &mut PageBitmap) -> Result<(), PluginError> {
+        Ok(self.machine()?.populated(pages)?)
     }
 
     fn resume(&mut self) -> Result<(), PluginError> {

@@ -48,9 +48,7 @@ pub(crate) struct Machine {
     process: Process,
     qmp: Qmp,
     memory: GuestMemory,
-    tracker: Option<Tracker>,
-    /// The first answer about dirty pages is still to be given.
-    fresh: bool,
+    tracker: Tracker,
     phase: Phase,
     commands: Commands,
     /// QEMU opens it anew for each save, which truncates it.
@@ -102,8 +100,7 @@ impl Machine {
             save: Command::with("xen-save-devices-state", &json!({ "filename": path, "live": false })),
             resume: Command::new("cont"),
         };
-        let (fresh, end_told) = (true, false);
-        Ok(Machine { process, qmp, memory, tracker, fresh, phase, commands, saved, incoming, end_told })
+        Ok(Machine { process, qmp, memory, tracker, phase, commands, saved, incoming, end_told: false })
     }
 
     pub(crate) fn memory(&self) -> &GuestMemory {
@@ -175,18 +172,20 @@ impl Machine {
     }
 
     pub(crate) fn dirty(&mut self, dirty: &mut PageBitmap) -> Result<(), CallError> {
-        let tracker = self.tracker.as_mut().ok_or(CallError::NotTracked)?;
-        match tracker.scan(dirty) {
-            Ok(()) => {}
-            Err(TrackError::Gone) => return Err(self.ended_or(CallError::Track(TrackError::Gone))),
-            Err(error) => return Err(CallError::Track(error)),
+        if self.phase == Phase::Waiting {
+            return Err(CallError::NotActive);
         }
-        if self.fresh {
-            // Pages that were touched before the tracking began: firmware, and what QEMU loaded.
-            self.memory.populated(dirty).map_err(CallError::Populated)?;
-            self.fresh = false;
+        match self.tracker.scan(dirty) {
+            Err(TrackError::Gone) => Err(self.ended_or(CallError::Track(TrackError::Gone))),
+            scanned => scanned.map_err(CallError::Track),
         }
-        Ok(())
+    }
+
+    pub(crate) fn populated(&mut self, pages: &mut PageBitmap) -> Result<(), CallError> {
+        if self.phase == Phase::Waiting {
+            return Err(CallError::NotActive);
+        }
+        self.memory.populated(pages).map_err(CallError::Populated)
     }
 
     pub(crate) fn power_down(&mut self) -> Result<(), CallError> {
@@ -277,18 +276,15 @@ fn set_up(
     memory: &GuestMemory,
     attachments: &Attachments,
     deadline: Instant,
-) -> Result<(Qmp, Option<Tracker>), StartError> {
+) -> Result<(Qmp, Tracker), StartError> {
     let mut qmp = Qmp::connect(socket, deadline)
         .map_err(|source| StartError::Handshake { log: process.last_words(), source })?;
     inspect(&mut qmp, attachments, deadline)?;
-    let tracker = match side {
-        Side::Primary => Some(Tracker::of_child(process.pid(), memory.as_fd(), memory.bytes())?),
-        Side::Standby => {
-            // Whatever QEMU may have put there: the image starts empty.
-            memory.clear().map_err(|source| StartError::Memory { bytes: memory.bytes(), source })?;
-            None
-        }
-    };
+    if side == Side::Standby {
+        // Whatever QEMU may have put there: the image starts empty.
+        memory.clear().map_err(|source| StartError::Memory { bytes: memory.bytes(), source })?;
+    }
+    let tracker = Tracker::of_child(process.pid(), memory.as_fd(), memory.bytes())?;
     Ok((qmp, tracker))
 }
 

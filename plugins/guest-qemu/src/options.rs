@@ -40,8 +40,11 @@ const FORBIDDEN: [(&str, &str); 13] = [
     ("writeconfig", "QEMU would not run"),
 ];
 
+/// Why QEMU may not stop the guest by itself.
+const STOPS: &str = "a disk's error would stop the guest, and nobody would let it go on; take it away";
+
 /// Parts of values that cannot be used: option, part, why.
-const FORBIDDEN_PARTS: [(&str, &str, &str); 8] = [
+const FORBIDDEN_PARTS: [(&str, &str, &str); 10] = [
     ("m", "slots=", "memory cannot be plugged in later: it would not be tracked"),
     ("m", "maxmem=", "memory cannot be plugged in later: it would not be tracked"),
     ("machine", "memory-backend=", "Aventine provides guest RAM"),
@@ -50,6 +53,8 @@ const FORBIDDEN_PARTS: [(&str, &str, &str); 8] = [
     ("M", "memory.", "use -m"),
     ("object", "memory-backend-", "Aventine provides guest RAM, and memory beside it would not be tracked"),
     ("numa", "memdev=", "Aventine provides guest RAM"),
+    ("device", "werror=stop", STOPS),
+    ("device", "rerror=stop", STOPS),
 ];
 
 impl Options {
@@ -173,6 +178,8 @@ mod tests {
             ("-object", "memory-backend-ram,id=ram,size=2G"),
             ("-object", "{\"qom-type\":\"memory-backend-memfd\",\"id\":\"ram\"}"),
             ("-numa", "node,memdev=ram"),
+            ("-device", "virtio-blk-pci,drive=disk0,werror=stop"),
+            ("-device", "virtio-blk-pci,rerror=stop,drive=disk0"),
             ("-action", "reboot=reset,shutdown=pause"),
         ];
         for (option, value) in parts {

@@ -13,7 +13,10 @@
 //! - That holds entry by entry, not for whole page tables, so no huge page may ever be mapped: huge pages are turned
 //!   off for QEMU and for our own mapping of the memory.
 //! - Every write through QEMU's mapping counts, also the kernel's own (a `read` into guest memory). Writes through other
-//!   mappings do not: devices in other processes are refused by `inspect`. Nor does a hole punched into the file.
+//!   mappings do not: devices in other processes are refused by `inspect`, and a standby's image is filled that way. Nor
+//!   does a hole punched into the file.
+//! - A page that QEMU has not touched is protected by a marker in the place of its entry, which stays when somebody else
+//!   puts the page there: QEMU's first write to it counts, and nothing before.
 //! - A mapping that has gone away shows no page at all. After each scan it must still be there.
 
 use crate::inject::{InjectError, StoppedProcess};
@@ -303,6 +306,23 @@ mod tests {
         let page = unsafe { std::slice::from_raw_parts_mut(host.add(9 * PAGE_SIZE), 5) };
         rustix::io::read(&read, page).unwrap();
         assert_eq!(runs(&mut tracker), [(9, 1)]);
+    }
+
+    /// A standby's image is filled through the file or another mapping of it.
+    #[test]
+    fn pages_that_others_fill_count_only_once_they_are_written_here() {
+        let (memory, host, mut tracker) = track_ourselves();
+        let page = [7; PAGE_SIZE];
+        for at in [20, 21, 700] {
+            assert_eq!(rustix::io::pwrite(memory.as_fd(), &page, (at * PAGE_SIZE) as u64), Ok(PAGE_SIZE));
+        }
+        assert_eq!(runs(&mut tracker), []);
+        // SAFETY: inside the mapping.
+        assert_eq!(unsafe { host.add(21 * PAGE_SIZE + 9).read_volatile() }, 7);
+        assert_eq!(runs(&mut tracker), []);
+        write(host, 20);
+        write(host, 21);
+        assert_eq!(runs(&mut tracker), [(20, 2)]);
     }
 
     /// What reclaim does to a page table: a page written before its entry went must still count.

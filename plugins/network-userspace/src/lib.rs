@@ -22,6 +22,9 @@
 
 mod buffer;
 mod copier;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod port;
 mod pump;
 mod recent;

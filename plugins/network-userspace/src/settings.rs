@@ -1,19 +1,19 @@
 //! The plugin's keys.
 
+use aventine_api::units::Quantity;
 use aventine_api::{ConfigError, parse_config};
 use serde::Deserialize;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+
+const DEFAULT_LIMIT: u64 = 64 << 20;
+const LIMIT_RANGE: RangeInclusive<u64> = 1 << 20..=64 << 30;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
     uplink: UplinkKey,
-    #[serde(default = "default_limit")]
-    limit: String,
-}
-
-fn default_limit() -> String {
-    "64MiB".to_owned()
+    limit: Option<String>,
 }
 
 /// Where frames go to and come from.
@@ -47,25 +47,10 @@ impl Settings {
                 Some("1 to 15 characters, such as \"tap-web\""),
             ));
         }
-        let limit = bytes(&keys.limit).filter(|b| (1 << 20..=64 << 30).contains(b)).ok_or_else(|| {
-            let message = format!("{:?} is not a size from 1MiB to 64GiB", keys.limit);
-            ConfigError::bad_value(&["limit"], message, Some("for example \"64MiB\""))
-        })?;
+        let limit =
+            keys.limit.map_or(Ok(DEFAULT_LIMIT), |text| u64::parse_key(&["limit"], &text, &LIMIT_RANGE))?;
         Ok(Settings { uplink: keys.uplink, limit })
     }
-}
-
-/// Reads a size such as `64MiB`.
-fn bytes(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
-        "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! average) and raises the cost: the guest pauses more often and pages that are written often are sent more often.
 #![forbid(unsafe_code)]
 
+use aventine_api::units::Quantity;
 use aventine_api::{
     ConfigError, EpochPolicy, EpochStats, ErrorCode, Factory, PluginEntry, PluginError, parse_config,
 };
@@ -45,27 +46,10 @@ struct Fixed {
 impl Fixed {
     fn parse(text: &str) -> Result<Fixed, ConfigError> {
         let keys: Keys = parse_config(text)?;
-        let Some(text) = keys.interval else { return Ok(Fixed { interval: DEFAULT }) };
-        let bad =
-            |message| ConfigError::bad_value(&["interval"], message, Some("for example \"25ms\" or \"1s\""));
-        let interval = parse_duration(&text)
-            .ok_or_else(|| bad(format!("{text:?} is not a whole number followed by us, ms or s")))?;
-        if !(SHORTEST..=LONGEST).contains(&interval) {
-            return Err(bad(format!("{text:?} is not between {SHORTEST:?} and {LONGEST:?}")));
-        }
+        let range = SHORTEST..=LONGEST;
+        let interval =
+            keys.interval.map_or(Ok(DEFAULT), |text| Duration::parse_key(&["interval"], &text, &range))?;
         Ok(Fixed { interval })
-    }
-}
-
-/// `500us`, `25ms`, `2s`.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
-    let number = number.parse().ok()?;
-    match unit {
-        "us" => Some(Duration::from_micros(number)),
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        _ => None,
     }
 }
 
@@ -94,9 +78,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_at_its_key() {
-        for value in
-            ["", "25", "ms", "-1ms", "2.5ms", "25 ms", "25min", "999us", "10001ms", "99999999999999999999s"]
-        {
+        for value in ["", "25", "ms", "-1ms", "2.5ms", "25min", "999us", "10001ms", "99999999999999999999s"] {
             let error = Fixed::parse(&format!("interval = '{value}'")).unwrap_err();
             assert_eq!(error.path, ["interval"], "{value}");
         }

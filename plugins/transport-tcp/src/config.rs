@@ -13,10 +13,17 @@ use std::str::FromStr;
 #[serde(deny_unknown_fields)]
 struct Keys {
     listen: Option<String>,
-    peer: Option<String>,
+    peer: Option<Peers>,
     tls: Option<TlsKeys>,
     #[serde(default)]
     unsafe_plaintext: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "an address, or a list with the addresses of both hosts")]
+enum Peers {
+    One(String),
+    Both(Vec<String>),
 }
 
 #[derive(Deserialize)]
@@ -34,8 +41,8 @@ struct TlsKeys {
 pub(crate) struct Settings {
     /// Where the standby listens.
     pub(crate) listen: Option<SocketAddr>,
-    /// Where the primary connects to.
-    pub(crate) peer: Option<Address>,
+    /// Where the primary connects to; where there are several, this host's own is left out.
+    pub(crate) peers: Vec<Address>,
     /// `None` for plaintext.
     pub(crate) tls: Option<TlsFiles>,
 }
@@ -51,9 +58,13 @@ impl Settings {
             ));
         }
         let listen = keys.listen.as_deref().map(parse_listen).transpose()?;
-        let peer = keys.peer.as_deref().map(parse_peer).transpose()?;
+        let peers = match keys.peer {
+            None => Vec::new(),
+            Some(Peers::One(peer)) => vec![parse_peer(&["peer"], &peer)?],
+            Some(Peers::Both(peers)) => parse_peers(&peers)?,
+        };
         let tls = parse_security(keys.tls, keys.unsafe_plaintext)?;
-        Ok(Settings { listen, peer, tls })
+        Ok(Settings { listen, peers, tls })
     }
 }
 
@@ -105,10 +116,18 @@ fn parse_listen(text: &str) -> Result<SocketAddr, ConfigError> {
     })
 }
 
-fn parse_peer(text: &str) -> Result<Address, ConfigError> {
+fn parse_peers(peers: &[String]) -> Result<Vec<Address>, ConfigError> {
+    if peers.is_empty() {
+        return Err(ConfigError::bad_value(&["peer"], "no address is given", None));
+    }
+    let parse = |(at, peer): (usize, &String)| parse_peer(&["peer", &at.to_string()], peer);
+    peers.iter().enumerate().map(parse).collect()
+}
+
+fn parse_peer(path: &[&str], text: &str) -> Result<Address, ConfigError> {
     text.parse().map_err(|e: AddressError| {
         ConfigError::bad_value(
-            &["peer"],
+            path,
             format!("{text:?}: {e}"),
             Some("for example \"standby.example:7400\", \"192.0.2.7:7400\" or \"[2001:db8::7]:7400\""),
         )

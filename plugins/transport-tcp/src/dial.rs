@@ -51,6 +51,8 @@ pub(crate) enum DialError {
     Plaintext { address: SocketAddr },
     #[error("The standby at {address} and this host do not trust each other")]
     Trust { address: SocketAddr, source: Fault },
+    #[error("The address is this host's own")]
+    Own,
     #[error("The link was ended on this side")]
     Aborted,
 }
@@ -118,7 +120,7 @@ pub(crate) fn dial(
             Err(e) => return Err(e),
         }
     }
-    Err(last.expect("a host that resolved has an address"))
+    Err(last.unwrap_or(DialError::Own))
 }
 
 /// One connection being made, in non-blocking mode.

@@ -4,7 +4,8 @@
 //! [transport]
 //! plugin = "tcp"
 //! listen = "0.0.0.0:7400"          # needed on the standby
-//! peer = "standby.example:7400"    # needed on the primary
+//! peer = "standby.example:7400"    # needed on the primary; or both hosts' addresses, and each host dials the other's:
+//! # peer = ["alpha.example:7400", "beta.example:7400"]
 //!
 //! [transport.tls]                  # from `aventine keys`; relative to the configuration file
 //! ca = "ca.pem"
@@ -41,8 +42,12 @@ mod conn;
 mod dial;
 mod door;
 mod fault;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod hall;
 mod link;
+mod own;
 mod tls;
 mod wire;
 
@@ -79,8 +84,10 @@ struct Tcp {
 
 impl Transport for Tcp {
     fn connect(&mut self, limit: Duration) -> Result<Box<dyn Link>, PluginError> {
-        let peer = self.settings.peer.as_ref().ok_or_else(|| PluginError::new(ErrorCode::Config, NoPeer))?;
-        Ok(Box::new(link::TcpLink::connect(peer, Instant::now() + limit, limit, &self.security)?))
+        if self.settings.peers.is_empty() {
+            return Err(PluginError::new(ErrorCode::Config, NoPeer));
+        }
+        Ok(Box::new(link::TcpLink::connect(&self.settings, Instant::now() + limit, limit, &self.security)?))
     }
 
     fn listen(&mut self, routes: &[String]) -> Result<Box<dyn Listener>, PluginError> {

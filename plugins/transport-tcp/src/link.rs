@@ -1,9 +1,10 @@
 //! A link of either side.
 
 use crate::channel::{CONTROL, ChannelError, LinkState, Rx, Tx};
-use crate::config::{Address, AddressError};
+use crate::config::{Address, AddressError, Settings};
 use crate::conn::{Conn, Security};
 use crate::dial::{DialError, dial, resolve};
+use crate::own::is_own;
 use crate::wire::{Greeting, LinkId, is_name};
 use aventine_api::{ChannelRx, ChannelTx, ErrorCode, Link, LinkAbort, PluginError};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -23,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
     #[error("No standby answered at {peer} within {limit:?}; is `aventine standby` running there?")]
-    NoAnswer { peer: Address, limit: Duration, source: Option<DialError> },
+    NoAnswer { peer: String, limit: Duration, source: Option<DialError> },
     #[error(transparent)]
     Wrong(DialError),
     #[error("Could not begin to connect")]
@@ -90,13 +91,15 @@ struct Dialer {
     id: LinkId,
     /// Where the standby answered; names are not resolved again, so that all channels reach the same host.
     standby: SocketAddr,
+    /// Where this host listens.
+    listen: Option<SocketAddr>,
     security: Security,
 }
 
 impl TcpLink {
     /// Primary: tries until the standby answers or `deadline` has passed.
     pub(crate) fn connect(
-        peer: &Address,
+        settings: &Settings,
         deadline: Instant,
         limit: Duration,
         security: &Security,
@@ -106,22 +109,33 @@ impl TcpLink {
         let state = LinkState::new().map_err(ConnectError::Start)?;
         let greeting = Greeting { link: id, channel: CONTROL.to_owned() };
         let mut last = None;
+        let Settings { listen, peers, .. } = settings;
         while Instant::now() < deadline {
-            // A name server that is down may take its time; only the connection is bounded by an attempt.
-            let found = resolve(peer, deadline);
-            let until = deadline.min(Instant::now() + ATTEMPT);
-            match found.and_then(|found| dial(&found, &greeting, until, &state, security)) {
-                Ok((conn, standby)) => {
-                    state.leave(CONTROL.to_owned(), conn);
-                    let dialer = Some(Dialer { id, standby, security: security.clone() });
-                    return Ok(TcpLink { state, peer: format!("{peer} ({standby})"), dialer });
+            for peer in peers {
+                // A name server that is down may take its time; only the connection is bounded by an attempt.
+                let found = resolve(peer, deadline).map(|mut found| {
+                    if peers.len() > 1 {
+                        found.retain(|address| !is_own(*address, *listen));
+                    }
+                    found
+                });
+                let until = deadline.min(Instant::now() + ATTEMPT);
+                match found.and_then(|found| dial(&found, &greeting, until, &state, security)) {
+                    Ok((conn, standby)) => {
+                        state.leave(CONTROL.to_owned(), conn);
+                        let dialer = Dialer { id, standby, listen: *listen, security: security.clone() };
+                        let peer = format!("{peer} ({standby})");
+                        return Ok(TcpLink { state, peer, dialer: Some(dialer) });
+                    }
+                    Err(DialError::Own) => {}
+                    Err(e) if e.is_passing() => last = Some(e),
+                    Err(e) => return Err(ConnectError::Wrong(e)),
                 }
-                Err(e) if e.is_passing() => last = Some(e),
-                Err(e) => return Err(ConnectError::Wrong(e)),
             }
             thread::sleep(PAUSE.min(deadline.saturating_duration_since(Instant::now())));
         }
-        Err(ConnectError::NoAnswer { peer: peer.clone(), limit, source: last })
+        let peers = peers.iter().map(ToString::to_string).collect::<Vec<_>>();
+        Err(ConnectError::NoAnswer { peer: peers.join(" or "), limit, source: last })
     }
 
     /// Standby: the link of a primary that came from `from`.
@@ -164,7 +178,17 @@ impl TcpLink {
                     route: route.to_owned(),
                     source,
                 })?;
-                resolve(&address, deadline).map_err(failed)?
+                let found = resolve(&address, deadline).map_err(failed)?;
+                // The route names the host that was the standby when the file was written: it may be this one by now.
+                let there = |a: SocketAddr| {
+                    let listen = dialer.listen.map(|l| SocketAddr::new(l.ip(), a.port()));
+                    if is_own(a, listen) { (dialer.standby.ip(), a.port()).into() } else { a }
+                };
+                if is_own(dialer.standby, dialer.listen) {
+                    found
+                } else {
+                    found.into_iter().map(there).collect()
+                }
             }
             None => vec![dialer.standby],
         };

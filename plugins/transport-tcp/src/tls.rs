@@ -196,7 +196,7 @@ impl NodeVerifier {
     }
 }
 
-/// Never asked for: TLS 1.2 is not built in.
+/// Never asked for: no version but TLS 1.3 is spoken.
 fn no_tls12() -> Result<HandshakeSignatureValid, Error> {
     Err(Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13))
 }

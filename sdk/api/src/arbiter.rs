@@ -33,6 +33,11 @@ pub trait Arbiter: Send {
     /// again. Never answers `Lost` unless the other side has won.
     fn claim(&mut self, session: SessionId, side: Side) -> Result<Verdict, PluginError>;
 
+    /// Whether a verdict may take as long as a person takes: nothing that can wait is then made to depend on one.
+    fn waits_for_person(&self) -> bool {
+        false
+    }
+
     /// Whether the arbiter could be asked now, without claiming anything.
     fn probe(&mut self) -> Result<(), PluginError>;
 }

@@ -2,7 +2,8 @@ use crate::{Epoch, PageRun, PluginError};
 
 /// Where decoded pages go.
 pub trait PageSink {
-    /// The current contents of `pages` pages from `first_page` on, to be changed in place.
+    /// The current contents of `pages` pages from `first_page` on, to be changed in place. Fails for pages that are not
+    /// all in one [`crate::Region`]: ask page by page for a run that may go on in the next one.
     fn pages(&mut self, first_page: u64, pages: u64) -> Result<&mut [u8], PluginError>;
 }
 

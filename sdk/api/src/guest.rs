@@ -1,4 +1,5 @@
 use crate::{NetAttachment, PageBitmap, PluginError, Region};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 /// What the guest's other plugins offer it, so that the guest plugin can connect its devices.
@@ -29,20 +30,32 @@ pub enum GuestEvent {
 /// Pausing, capturing and resuming a guest; on the standby its memory image and its activation.
 ///
 /// ```text
-///  primary:  new ─► start ─► resume ⇄ pause ─► (stop | drop)      standby:  new ─► start ─► activate
-///                            paused: start_state, dirty, finish_state
+///  primary:  new ─► start ─► resume ⇄ pause ─► (kill | drop)      standby:  new ─► start ─► activate
+///                            paused: start_state, dirty, finish_state                         │
+///                                       ▲                                                     │
+///                                       └─────────── from here on a primary's guest ──────────┘
 /// ```
+/// Methods marked *primary* serve a standby's guest, too, once it is activated.
 pub trait Guest: Send {
     /// Facts that must be the same on both hosts, as `(name, value)`. Callable before [`Guest::start`]; may run
     /// programs.
     fn signature(&mut self) -> Result<Vec<(String, String)>, PluginError>;
 
-    /// Brings the guest into being. Primary: ready to run but paused, with dirty tracking on. Standby: an empty
-    /// (all-zero) memory image and a guest that waits for [`Guest::activate`]. Called once; may block for seconds.
+    /// Brings the guest into being. Primary: ready to run but paused. Standby: an empty (all-zero) memory image and a
+    /// guest that waits for [`Guest::activate`]. Dirty tracking is on, on either side. Called once; may block for
+    /// seconds.
     fn start(&mut self, attachments: &Attachments) -> Result<(), PluginError>;
 
     /// The guest's memory. Called after [`Guest::start`]; the answer never changes afterwards.
     fn regions(&self) -> Vec<Region>;
+
+    /// The file that holds the region at position `region` of [`Guest::regions`], from the file's start on, if there
+    /// is one. Its holes are pages of zeros that take no memory; reading them through the mapping would allocate them.
+    /// Callable like `regions`. Without an answer every page of the region counts as used.
+    fn backing(&self, region: usize) -> Option<BorrowedFd<'_>> {
+        let _ = region;
+        None
+    }
 
     /// Primary: pauses the guest. On return no virtual CPU runs, no device I/O is in flight and no page changes
     /// until [`Guest::resume`]. Blocks for as long as draining takes. Idempotent.
@@ -56,12 +69,25 @@ pub trait Guest: Send {
     /// it. Reuses the capacity of `state`.
     fn finish_state(&mut self, state: &mut Vec<u8>) -> Result<(), PluginError>;
 
-    /// Primary: sets in `dirty` the bit of every page written since the last call (at first: of every page that is
-    /// not zero) and starts tracking them anew; bits already set stay. Atomic for each page: a write that races
-    /// with the call shows in this answer or in the next. Guest paused or running.
+    /// Primary: sets in `dirty` the bit of every page written since the last call (at first: since [`Guest::start`])
+    /// and starts tracking them anew; bits already set stay. Atomic for each page: a write that races with the call
+    /// shows in this answer or in the next. Guest paused or running.
+    ///
+    /// What counts is who writes: the guest, its devices and whatever runs it. Pages that the standby's owner puts
+    /// into the memory image do not. So the first call after [`Guest::activate`] names exactly the pages in which the
+    /// guest may differ from the checkpoint that it was activated with; those that its hypervisor wrote while it took
+    /// in the device state are among them.
     ///
     /// After an error the bits already set in `dirty` are valid and must be kept.
     fn dirty(&mut self, dirty: &mut PageBitmap) -> Result<(), PluginError>;
+
+    /// Primary: sets in `pages` the bit of every page that may hold anything but zeroes, whoever wrote it; bits already
+    /// set stay. Changes nothing about [`Guest::dirty`]. Guest paused or running: a page written for the first time
+    /// while this call runs may be missing here and is in the next answer of `dirty`. A full copy is therefore these
+    /// pages, then what `dirty` says from then on. Not for the pause: may take a millisecond for each gigabyte.
+    ///
+    /// After an error the bits set so far are valid, and others may be missing.
+    fn populated(&mut self, pages: &mut PageBitmap) -> Result<(), PluginError>;
 
     /// Primary: lets the guest run. Idempotent.
     fn resume(&mut self) -> Result<(), PluginError>;
@@ -73,7 +99,8 @@ pub trait Guest: Send {
     fn poll(&mut self) -> Result<Option<GuestEvent>, PluginError>;
 
     /// Standby: the memory image holds a checkpoint, `state` is its device state: the guest runs from there. From
-    /// here on this is a primary's guest without dirty tracking. On error the guest does not run.
+    /// here on this is a primary's guest, running, and nobody but the guest may write its memory. On error the guest
+    /// does not run.
     fn activate(&mut self, state: &[u8]) -> Result<(), PluginError>;
 
     /// Asks the guest's system to shut down (as its power button would). Does not wait.

@@ -32,6 +32,7 @@ mod network;
 mod pages;
 mod policy;
 mod transport;
+pub mod units;
 
 pub use arbiter::{Arbiter, SessionId, Verdict};
 pub use codec::{Codec, PageSink};

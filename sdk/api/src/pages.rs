@@ -14,8 +14,8 @@ pub struct Region {
     pub first_page: u64,
     /// Pages in the region.
     pub pages: u64,
-    /// The mapping: readable on the primary, readable and writable on the standby, and valid until the guest plugin
-    /// is dropped. The guest may change its contents at any time while it runs.
+    /// The mapping: readable on the primary, on the standby also writable until the guest is activated, and valid until
+    /// the guest plugin is dropped. The guest may change its contents at any time while it runs.
     pub host: NonNull<u8>,
 }
 

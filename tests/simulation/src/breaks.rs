@@ -77,6 +77,8 @@ breaks! {
         FencedGuestLeftRunning,
         /// The arbiter sets without testing.
         ArbiterForgets,
+        /// A guest runs on after the last epoch of a handover.
+        HandedOverGuestRunsOn,
     }
     AnEndingHasAReason {
         /// The standby takes the end of protection for the loss of the primary.
@@ -99,6 +101,8 @@ breaks! {
         StandbyNeverNotices,
         /// A side that takes the other for lost keeps saying that it is alive.
         HeartbeatGoesOn,
+        /// A handover that failed leaves the guest paused.
+        HandoverLeavesGuestPaused,
         /// A primary that wins ends the guest.
         WinnerKillsGuest,
         /// A primary that waits for the arbiter does not listen to the standby's renunciation.
@@ -180,6 +184,7 @@ impl Break {
             (Break::StandbyIgnoresVerdict, E::Verdict(_)) => E::Verdict(Verdict::Won),
             (Break::UndecidedIsWon, E::Verdict(Verdict::Undecided)) => E::Verdict(Verdict::Won),
             (Break::EndIsLoss, E::End(_)) => E::PeerLost,
+            (Break::CommitWithoutDisks, E::DiskStaged { .. }) => return None,
             (Break::ShutDownUnheardWhileResolving, E::End(_)) if *state == StandbyState::Resolving => {
                 return None;
             }

@@ -35,7 +35,8 @@
 //! across channels; partition of either direction or both, for a while or for ever; a slow or stuck host; a commit that
 //! fails, an application that fails half-way, any other failure of either side; clocks that take the other side for lost
 //! at any moment, or late; claims that race, answers that get lost, an arbiter out of reach of either side for a while or
-//! for ever, a person as the arbiter; QEMU lost, protection stopped, the guest shut down; and after a session the next.
+//! for ever, a person as the arbiter; QEMU lost, protection stopped, the guest shut down, handed over; and after a session
+//! the next, in either direction.
 //!
 //! # Not modelled
 //! - The handshake: two hosts that want a session have one. Neither depends on the other before that.

@@ -21,9 +21,11 @@ use std::collections::VecDeque;
 pub(crate) enum Message {
     End(EndReason),
     Yield,
+    HandOver,
     Acknowledge(Epoch),
     EndAck,
     Failed,
+    TookOver,
     /// The initial copy of memory.
     CopyMemory([u64; PAGES]),
     /// Pages of an epoch.

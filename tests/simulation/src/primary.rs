@@ -47,6 +47,8 @@ pub(crate) struct PrimaryHost {
     last: State,
     /// The guest has ended by itself: nothing starts it again.
     ended: bool,
+    /// The guest stays paused after the last epoch of a handover.
+    pub(crate) frozen: bool,
     steps: u64,
 }
 
@@ -60,12 +62,13 @@ impl PrimaryHost {
             buffer: Buffer::new(),
             last: State::default(),
             ended: false,
+            frozen: false,
             steps: 0,
         }
     }
 
     pub(crate) fn speaks(&self) -> bool {
-        self.up && self.guest.is_some() && self.buffer.mode == Mode::Passing
+        self.up && self.guest.is_some() && !self.frozen && self.buffer.mode == Mode::Passing
     }
 
     pub(crate) fn wants_session(&self) -> bool {
@@ -76,12 +79,25 @@ impl PrimaryHost {
         self.up && self.guest.is_some() && free
     }
 
+    /// Whether no guest runs here and none is about to.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.session.is_none() && self.guest.is_none() && !self.ended
+    }
+
+    /// The guest runs on the other host, which is the primary from now on; answers whether this one is up.
+    pub(crate) fn resumed_elsewhere(&mut self, state: State) -> bool {
+        let guest = Some(Guest { state, dirty: [true; PAGES] });
+        let next = PrimaryHost { guest, last: state, steps: self.steps, ..PrimaryHost::new() };
+        std::mem::replace(self, next).up
+    }
+
     /// The guest is gone here, not by its own will, and nobody has settled who owns it.
     pub(crate) fn lost_the_guest(&self) -> bool {
         self.guest.is_none() && !self.ended && self.record.is_some()
     }
 
     fn stop_guest(&mut self) {
+        self.frozen = false;
         if let Some(guest) = self.guest.take() {
             self.last = guest.state;
         }
@@ -164,6 +180,7 @@ impl World {
                 self.truth.renounced = true;
                 PrimaryEvent::EndAcknowledged
             }
+            Message::TookOver => PrimaryEvent::TakenOver,
             _ => {
                 self.truth.renounced = true;
                 PrimaryEvent::StandbyRenounced
@@ -202,7 +219,7 @@ impl World {
                 Alone => &[Todo::AbortLink, Todo::EndRecord],
                 Ended => &[Todo::AbortLink, Todo::EndRecord, Todo::Exit],
                 Fenced => &[Todo::AbortLink, Todo::Exit],
-                HandedOver => &[Todo::Exit],
+                HandedOver => &[Todo::Exit], // the last message arrives first
                 _ => &[],
             };
             session.todo.extend(then.iter().cloned());
@@ -232,6 +249,12 @@ impl World {
                     );
                 }
                 self.send(Lane::Down, Message::Yield);
+            }
+            Todo::Act(PrimaryAction::SendHandOver) => {
+                if !self.primary.frozen {
+                    self.broken(Promise::OneOwner, "a guest that runs is handed over");
+                }
+                self.send(Lane::Down, Message::HandOver);
             }
             Todo::Act(PrimaryAction::Claim) => self.arbiter.ask(id, Side::Primary),
             Todo::Act(PrimaryAction::Disengage(Disengage::Owner)) => self.goes_on_as_owner(id),
@@ -276,12 +299,14 @@ impl World {
             Choice::ShutDown => EndReason::GuestShutDown,
             _ => EndReason::LocalError(String::new()),
         };
-        if !self.primary_listens() || self.primary.guest.is_none() {
+        let paused = self.primary.frozen && choice == Choice::ShutDown;
+        if !self.primary_listens() || self.primary.guest.is_none() || paused {
             return false;
         }
         // Later reasons are not told any more.
-        use PrimaryState::{Arming, Copying, Protected};
-        let told = |s: &PrimarySession| matches!(s.machine.state(), Copying | Arming | Protected);
+        use PrimaryState::{Arming, Copying, HandingOver, Protected};
+        let told =
+            |s: &PrimarySession| matches!(s.machine.state(), Copying | Arming | Protected | HandingOver);
         if self.primary.session.as_ref().is_some_and(told) {
             self.truth.end = Some(reason.clone());
         }
@@ -290,6 +315,13 @@ impl World {
             self.primary.ended = true;
         }
         self.primary_event(PrimaryEvent::End(reason))
+    }
+
+    pub(crate) fn hand_over(&mut self) -> bool {
+        let protected = |s: &PrimarySession| *s.machine.state() == PrimaryState::Protected;
+        self.primary_listens()
+            && self.primary.session.as_ref().is_some_and(protected)
+            && self.primary_event(PrimaryEvent::HandOver)
     }
 
     pub(crate) fn guest_lost(&mut self) -> bool {

@@ -82,6 +82,10 @@ pub enum Choice {
     ShutDown,
     /// The guest's process is gone.
     GuestLost,
+    /// An operator hands the guest over to the standby's host.
+    HandOver,
+    /// The two hosts change roles: the one that took over looks for a standby, the other one is it.
+    Reverse,
     /// A side can no longer ask the arbiter.
     ArbiterAway(Side),
     /// It can again.
@@ -102,7 +106,7 @@ fn keep(number: u64) -> u8 {
 type Make = fn(u64) -> Choice;
 
 /// How often each kind is drawn, relative to the others.
-const ORDINARY: [(Make, u64); 11] = [
+const ORDINARY: [(Make, u64); 12] = [
     (|n| Choice::GuestRuns(n as u8), 24),
     (|_| Choice::Copied, 12),
     (|_| Choice::Seal, 12),
@@ -113,6 +117,7 @@ const ORDINARY: [(Make, u64); 11] = [
     (|_| Choice::Deliver(Lane::Pages), 24),
     (|n| Choice::Deliver(Lane::of(3 + n % 2)), 48),
     (|_| Choice::Connect, 12),
+    (|_| Choice::Reverse, 12),
     (|n| Choice::Notice(side(n), Lane::of(n >> 1)), 8),
 ];
 
@@ -127,7 +132,7 @@ const DECIDING: [(Make, u64); 7] = [
     (|n| Choice::Heal(side(n)), 4),
 ];
 
-const FAULTS: [(Make, u64); 16] = [
+const FAULTS: [(Make, u64); 17] = [
     (|n| Choice::ClockRunsAhead(side(n)), 2),
     (|_| Choice::ChannelTimeout, 2),
     (|n| Choice::Crash(Side::Primary, keep(n)), 2),
@@ -143,6 +148,7 @@ const FAULTS: [(Make, u64); 16] = [
     (|_| Choice::Stop, 1),
     (|_| Choice::ShutDown, 1),
     (|_| Choice::GuestLost, 1),
+    (|_| Choice::HandOver, 4),
     (|n| Choice::ArbiterAway(side(n)), 2),
 ];
 

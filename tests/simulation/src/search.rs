@@ -54,8 +54,10 @@ pub struct Coverage {
     pub sessions: u64,
     /// Epochs committed in the last session of each.
     pub epochs: u64,
-    /// The standby runs the guest.
+    /// Takeovers, the planned ones included.
     pub taken_over: u64,
+    /// Handovers that the standby carried out.
+    pub handed_over: u64,
     /// The arbiter gave a session to the primary.
     pub kept: u64,
     /// The standby heard why protection ended.
@@ -73,7 +75,8 @@ impl Coverage {
         self.steps += steps as u64;
         self.sessions += world.sessions as u64;
         self.epochs += world.truth.committed.0;
-        self.taken_over += flag(world.standby.active.is_some());
+        self.taken_over += world.takeovers;
+        self.handed_over += world.handovers;
         self.kept += flag(world.arbiter.kept());
         self.told += flag(world.truth.standby_told);
         self.renounced += flag(world.truth.renounced && world.truth.end.is_none());
@@ -86,6 +89,7 @@ impl Coverage {
         self.sessions += other.sessions;
         self.epochs += other.epochs;
         self.taken_over += other.taken_over;
+        self.handed_over += other.handed_over;
         self.kept += other.kept;
         self.told += other.told;
         self.renounced += other.renounced;

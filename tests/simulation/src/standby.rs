@@ -61,8 +61,12 @@ pub(crate) struct StandbyHost {
 }
 
 impl StandbyHost {
-    pub(crate) fn new() -> StandbyHost {
-        StandbyHost { up: true, session: None, active: None }
+    pub(crate) fn new(up: bool) -> StandbyHost {
+        StandbyHost { up, session: None, active: None }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.up
     }
 
     pub(crate) fn wants_session(&self) -> bool {
@@ -133,6 +137,9 @@ impl World {
             (Message::Yield, _) => {
                 self.standby_event(StandbyEvent::Yield);
             }
+            (Message::HandOver, _) => {
+                self.standby_event(StandbyEvent::HandOver);
+            }
             (message, Lane::Disk(disk)) => self.disk_receives(disk, message),
             (message, _) => self.pages_receive(message),
         }
@@ -185,7 +192,8 @@ impl World {
     }
 
     fn step_standby(&mut self, event: StandbyEvent) {
-        self.truth.standby_lost_primary |= matches!(event, StandbyEvent::PeerLost | StandbyEvent::Yield);
+        use StandbyEvent::{HandOver, PeerLost, Yield};
+        self.truth.standby_lost_primary |= matches!(event, PeerLost | Yield | HandOver);
         self.truth.standby_sound &= !matches!(event, StandbyEvent::Failed(_));
         let Some(session) = &mut self.standby.session else { return };
         let state = session.machine.state().clone();
@@ -304,7 +312,7 @@ impl World {
 
     fn take_over(&mut self, epoch: Epoch) {
         let Some(session) = &self.standby.session else { return };
-        let id = session.id;
+        let (id, handover) = (session.id, session.machine.is_handover());
         // What is later is discarded; what is committed was applied before, because the machine said so.
         let (image, truth) = (session.image, self.truth.snapshot(epoch));
         let (ended, lost) = (self.truth.standby_told, self.truth.standby_lost_primary);
@@ -339,6 +347,11 @@ impl World {
             );
         }
         self.standby.active = Some(image);
+        self.takeovers += 1;
+        if handover {
+            self.handovers += 1;
+            self.tell(Message::TookOver);
+        }
         self.leave_session();
     }
 }

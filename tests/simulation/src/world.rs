@@ -22,6 +22,8 @@ pub(crate) struct World {
     pub(crate) blocked: [bool; 2],
     pub(crate) arbiter: Arbiter,
     pub(crate) sessions: usize,
+    pub(crate) takeovers: u64,
+    pub(crate) handovers: u64,
     pub(crate) truth: Truth,
     pub(crate) violation: Option<Violation>,
     /// What happened, if anybody wants to read it.
@@ -46,11 +48,13 @@ impl World {
             setup,
             plant,
             primary: PrimaryHost::new(),
-            standby: StandbyHost::new(),
+            standby: StandbyHost::new(true),
             link: None,
             blocked: [false; 2],
             arbiter,
             sessions: 0,
+            takeovers: 0,
+            handovers: 0,
             truth: Truth::new(),
             violation: None,
             trace: traced.then(Vec::new),
@@ -92,6 +96,7 @@ impl World {
             Choice::CarryOut(Side::Standby) => self.standby_carries_out(),
             Choice::Deliver(lane) => self.deliver(lane),
             Choice::Connect => self.connect(),
+            Choice::Reverse => self.reverse(),
             Choice::ArbiterHears { side, lost } => self.arbiter_hears(side, lost),
             Choice::VerdictArrives(side) => self.verdict_arrives(side),
             Choice::Notice(side, lane) => self.notice(side, lane),
@@ -120,6 +125,7 @@ impl World {
             }
             Choice::PrimaryFails | Choice::Stop | Choice::ShutDown => self.end(choice),
             Choice::GuestLost => self.guest_lost(),
+            Choice::HandOver => self.hand_over(),
             Choice::ArbiterAway(side) => !std::mem::replace(&mut self.arbiter.away[index(side)], true),
             Choice::ArbiterBack(side) => std::mem::replace(&mut self.arbiter.away[index(side)], false),
             Choice::PersonDecides(side) => {
@@ -183,6 +189,18 @@ impl World {
         true
     }
 
+    /// The host that took over becomes the primary of the sessions to come, once the other one runs no guest any more.
+    fn reverse(&mut self) -> bool {
+        let Some(state) = self.standby.active.filter(|_| self.standby.is_up() && self.primary.is_idle())
+        else {
+            return false;
+        };
+        let was_up = self.primary.resumed_elsewhere(state);
+        self.standby = StandbyHost::new(was_up);
+        self.truth.primary_owns = true;
+        true
+    }
+
     fn notice(&mut self, side: Side, lane: Lane) -> bool {
         let listens = match side {
             Side::Primary => self.primary_listens(),
@@ -243,6 +261,9 @@ impl World {
         match state {
             PrimaryState::Alone if !runs => {
                 self.broken(Promise::AnEndingHasAReason, "a guest that has ended counts as running");
+            }
+            PrimaryState::Alone if self.primary.frozen => {
+                self.broken(Promise::NeverFrozenNeverMuted, "a guest that is alone is still paused");
             }
             PrimaryState::Alone if self.primary.buffer.mode != Mode::Passing => {
                 self.broken(Promise::NeverFrozenNeverMuted, "a guest that is alone is still held");
@@ -324,8 +345,9 @@ impl World {
         let standby = self.standby.session.as_ref().map(|s| s.machine.state().clone());
         let owner = self.sessions.checked_sub(1).and_then(|s| self.arbiter.owner(s));
         let promotes = owner != Some(Side::Primary) && self.standby.could_promote(&self.truth);
+        use PrimaryState::{Ending, HandingOver, Resolving, Yielded};
         let away = self.setup.away;
-        if away == Some(Side::Primary) && primary == Some(PrimaryState::Resolving) {
+        if away == Some(Side::Primary) && primary == Some(Resolving) {
             // It cannot know. The standby can, and goes on unless it was too late.
             if promotes {
                 self.broken(
@@ -335,7 +357,7 @@ impl World {
             }
             return;
         }
-        if let Some(state @ (PrimaryState::Ending(_) | PrimaryState::Resolving)) = &primary {
+        if let Some(state @ (Ending(_) | Resolving | HandingOver | Yielded)) = &primary {
             self.broken(muted, format!("the primary is still {state:?}"));
         }
         if self.primary.guest.is_some() && !self.truth.unheard.is_empty() {

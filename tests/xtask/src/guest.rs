@@ -47,7 +47,7 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 const REDIS: &str = "redis-tools";
 /// What is fetched besides the kernel, Redis and its libraries. `redis-server` is but a name for a file of REDIS.
 const OTHERS: [&str; 2] = ["busybox-static", "redis-server"];
-const MODULES: [&str; 5] = ["virtio_pci", "virtio_net", "virtio_blk", "button", "evdev"];
+const MODULES: [&str; 6] = ["virtio_pci", "virtio_net", "virtio_blk", "button", "evdev", "pvpanic_pci"];
 const DIRECTORIES: [&str; 11] = [
     "bin",
     "dev",

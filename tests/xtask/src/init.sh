@@ -12,6 +12,6 @@ done
 ip link set lo up
 ip link set eth0 up
 acpid -l /dev/null
-[ ! -x /bin/disk-workload ] || disk-workload /dev/vda &
+[ ! -x /bin/guest-workload ] || guest-workload /dev/vda &
 redis-server --bind 0.0.0.0 --protected-mode no --save "" --appendonly no --always-show-logo no --loglevel warning
 poweroff -f

@@ -1,11 +1,13 @@
 //! What the machine must have installed, and getting it.
 
 use crate::run::{self, RunError};
-use std::path::Path;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A program and the Debian package that has it.
-type Need = (&'static str, &'static str);
+pub(crate) type Need = (&'static str, &'static str);
 
 /// What the demo needs, the making of its guest included.
 pub(crate) const DEMO: &[Need] = &[
@@ -17,8 +19,17 @@ pub(crate) const DEMO: &[Need] = &[
 ];
 
 /// What the tests need besides.
-pub(crate) const TESTS: &[Need] =
-    &[("qemu-io", "qemu-utils"), ("nbdinfo", "libnbd-bin"), ("nbdcopy", "libnbd-bin")];
+pub(crate) const TESTS: &[Need] = &[
+    ("qemu-io", "qemu-utils"),
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdcopy", "libnbd-bin"),
+    ("etcd", "etcd-server"),
+    ("losetup", "mount"),
+    ("mkfs.ext4", "e2fsprogs"),
+];
+
+/// Packages that bring a service, and its unit: the tests start programs of their own.
+const SERVICES: &[(&str, &str)] = &[("etcd-server", "etcd.service")];
 
 /// Why the machine cannot be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +42,8 @@ pub(crate) enum MachineError {
     NotDebian,
     #[error("apt has no package lists. Get them with:\n\n    sudo apt-get update\n")]
     NoLists,
+    #[error("Cannot keep {unit} from being started; make {} a link to /dev/null", link.display())]
+    Mask { unit: &'static str, link: PathBuf, source: io::Error },
     #[error(transparent)]
     Run(#[from] RunError),
 }
@@ -54,11 +67,26 @@ pub(crate) fn install(needs: &[Need]) -> Result<(), MachineError> {
     }
     eprintln!("Installing with apt: {}", missing.join(" "));
     update_lists(true)?;
+    for (_, unit) in SERVICES.iter().filter(|(package, _)| missing.contains(package)) {
+        mask(unit)?;
+    }
     let mut apt = Command::new("apt-get");
     apt.args(["install", "-qq", "--yes", "--no-install-recommends"]).args(&missing);
     // Nothing is to be started, and nobody is there to be asked.
     run::output(apt.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1"))?;
     Ok(())
+}
+
+/// Keeps systemd, where it is, from starting a unit that is about to be installed, now and at each boot. `systemctl
+/// unmask` undoes it.
+fn mask(unit: &'static str) -> Result<(), MachineError> {
+    let link = Path::new("/etc/systemd/system").join(unit);
+    match symlink("/dev/null", &link) {
+        Err(e) if ![ErrorKind::AlreadyExists, ErrorKind::NotFound].contains(&e.kind()) => {
+            Err(MachineError::Mask { unit, link, source: e })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Gets apt's package lists if there are none, or in any case with `refresh`.

@@ -3,15 +3,19 @@
 //! ```text
 //! cargo xtask demo [options of `aventine demo`]
 //! cargo xtask test [options of the test runner]
+//! cargo xtask soak [options of `aventine-soak`]
+//! cargo xtask fuzz [--seconds N] [TARGET…]
 //! ```
 #![forbid(unsafe_code)]
 
 mod cpio;
+mod fuzz;
 mod guest;
 mod kernel;
 mod machine;
 mod run;
 
+use fuzz::FuzzError;
 use guest::GuestError;
 use machine::MachineError;
 use run::RunError;
@@ -26,7 +30,10 @@ Usage: cargo xtask COMMAND [OPTIONS]
 
 Commands:
   demo   install what is missing, build, make the guest and run `aventine demo` with the OPTIONS
-  test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS";
+  test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS
+  soak   install what is missing, build, make the guest and have it survive random faults: --minutes N or --rounds N,
+         --faults kill,cut,…, --seed N, --report FILE; `cargo xtask soak --help` tells all
+  fuzz   install what is missing, build, and run all fuzz targets or the TARGETs named, 10 seconds each or --seconds N";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +44,8 @@ enum Error {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Guest(#[from] GuestError),
+    #[error(transparent)]
+    Fuzz(#[from] FuzzError),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error("Cannot start {program}")]
@@ -50,6 +59,8 @@ fn main() -> ExitCode {
     let result = match command.as_ref().and_then(|command| command.to_str()) {
         Some("demo") => demo(&rest),
         Some("test") => test(&rest),
+        Some("soak") => soak(&rest),
+        Some("fuzz") => fuzz::fuzz(&rest).map_err(Error::from),
         Some("help" | "-h" | "--help") => {
             println!("{USAGE}");
             Ok(())
@@ -85,24 +96,40 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::TESTS)?;
     cargo(&["build", "--package", "aventine", "--package", "aventine-e2e"])?;
     let guest = guest::make(&target().join("guest"))?;
-    let guest = guest::with_program(&guest, &target().join("debug/disk-workload"))?;
-    let mut words = Vec::<OsString>::new();
-    if !machine::is_root() {
-        // The tests make network namespaces.
-        words.extend(["unshare", "--user", "--map-root-user", "--"].map(OsString::from));
-    }
-    words.push(cargo_program());
+    let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
+    let mut runner = as_root(Path::new(&cargo_program()));
     match run::find("cargo-nextest") {
-        Some(_) => words.extend(["nextest", "run", "--workspace"].map(OsString::from)),
-        None => words.extend(["test", "--workspace"].map(OsString::from)),
-    }
-    let mut runner = Command::new(&words[0]);
-    runner.args(&words[1..]).args(options).current_dir(root());
+        Some(_) => runner.args(["nextest", "run", "--workspace"]),
+        None => runner.args(["test", "--workspace"]),
+    };
+    runner.args(options).current_dir(root());
     runner.env("AVENTINE_PROGRAM", target().join("debug/aventine"));
     runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
     // For `cargo test`; nextest has a configuration that knows which tests must be alone.
     runner.env("AVENTINE_WORK", target().join("e2e")).env("RUST_TEST_THREADS", "1");
-    Err(Error::Start { program: words[0].clone().into(), source: runner.exec() })
+    Err(Error::Start { program: runner.get_program().into(), source: runner.exec() })
+}
+
+/// Ends by becoming the soak test.
+fn soak(options: &[OsString]) -> Result<(), Error> {
+    machine::install(machine::DEMO)?;
+    cargo(&["build", "--package", "aventine", "--package", "aventine-soak"])?;
+    let guest = guest::make(&target().join("guest"))?;
+    let program = target().join("debug/aventine-soak");
+    let mut soak = as_root(&program);
+    soak.arg("--program").arg(target().join("debug/aventine")).arg("--kernel").arg(guest.kernel);
+    soak.arg("--initrd").arg(guest.initrd).arg("--work").arg(target().join("soak")).args(options);
+    Err(Error::Start { program, source: soak.exec() })
+}
+
+/// Network namespaces take root, or a user namespace in which this user is root.
+fn as_root(program: &Path) -> Command {
+    if machine::is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--"]).arg(program);
+    command
 }
 
 fn cargo(arguments: &[&str]) -> Result<(), RunError> {

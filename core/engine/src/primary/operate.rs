@@ -1,22 +1,24 @@
 //! What is due in every turn beside the epochs: commands, the guest's own doings, the status.
 
 use super::{AfterAlone, FloorRun, Loop};
-use crate::ProtectError;
+use crate::EngineError;
+use crate::audit::Auditor;
 use crate::control::Command;
 use crate::parts::During;
 use crate::stall::Progress;
 use crate::stats::Samples;
-use aventine_api::{GuestEvent, PAGE_SIZE};
+use aventine_api::{GuestEvent, PAGE_SIZE, PluginError};
 use aventine_protocol::{EndReason, PrimaryEvent, PrimaryState};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 impl Loop<'_> {
     /// What is due in every turn.
-    pub(super) fn housekeeping(&mut self) -> Result<(), ProtectError> {
-        while let Ok(command) = self.commands.try_recv() {
+    pub(super) fn housekeeping(&mut self) -> Result<(), EngineError> {
+        while let Ok(command) = self.inbox.commands.try_recv() {
             self.command(command)?;
         }
         // A guest that is already known to be lost has nothing more to say.
@@ -48,7 +50,7 @@ impl Loop<'_> {
         Ok(())
     }
 
-    pub(super) fn guest_event(&mut self, event: GuestEvent) -> Result<(), ProtectError> {
+    pub(super) fn guest_event(&mut self, event: GuestEvent) -> Result<(), EngineError> {
         match event {
             GuestEvent::ShutDown => self.step(PrimaryEvent::End(EndReason::GuestShutDown)),
             GuestEvent::Rebooted => {
@@ -68,7 +70,7 @@ impl Loop<'_> {
         }
     }
 
-    pub(super) fn command(&mut self, command: Command) -> Result<(), ProtectError> {
+    pub(super) fn command(&mut self, command: Command) -> Result<(), EngineError> {
         match command {
             Command::Stop { reply } => {
                 if self.is_alone() {
@@ -78,6 +80,10 @@ impl Loop<'_> {
                 }
                 self.stop_replies.push(reply);
                 self.step(PrimaryEvent::End(EndReason::Stopped))
+            }
+            Command::HandOver { reply } => {
+                self.hand_over_asked(reply);
+                Ok(())
             }
             Command::PowerDown | Command::Kill => {
                 let kill = matches!(command, Command::Kill);
@@ -99,13 +105,44 @@ impl Loop<'_> {
         }
     }
 
+    /// A guest is paused for an arbiter only if that can be asked just now.
+    fn hand_over_asked(&mut self, reply: Sender<Result<(), String>>) {
+        let refused = match self.machine.state() {
+            PrimaryState::Protected if self.waits_for_person => {
+                "the arbiter waits for a person, and the guest would wait with it; stop protection, and start the guest \
+                 on the other host"
+            }
+            PrimaryState::Protected => {
+                self.handover_replies.push(reply);
+                return self.arbiter.probe();
+            }
+            PrimaryState::HandingOver | PrimaryState::Yielded => "a handover is under way",
+            _ => "the guest is not protected: there is no standby that could run it",
+        };
+        let _ = reply.send(Err(refused.to_owned()));
+    }
+
+    /// The arbiter can be asked, or why not.
+    pub(super) fn hand_over(&mut self, probed: Result<(), PluginError>) -> Result<(), EngineError> {
+        if let Err(error) = probed {
+            self.answer_handover(&Err(format!("the arbiter cannot be asked: {}", error.chain())));
+            return Ok(());
+        }
+        self.early = true;
+        self.step(PrimaryEvent::HandOver)
+    }
+
+    pub(super) fn answer_handover(&mut self, answer: &Result<(), String>) {
+        self.handover_replies.drain(..).for_each(|r| drop(r.send(answer.clone())));
+    }
+
     pub(super) fn is_alone(&self) -> bool {
         *self.machine.state() == PrimaryState::Alone
     }
 
     /// One round of the floor, half-way between two epochs, so that the guest has run before it as it does before an
     /// epoch.
-    pub(super) fn floor_round(&mut self) -> Result<(), ProtectError> {
+    pub(super) fn floor_round(&mut self) -> Result<(), EngineError> {
         let half_way = self.paused_at + self.next_epoch.saturating_duration_since(self.paused_at) / 2;
         let Some(floor) = &mut self.floor else { return Ok(()) };
         if !floor.due || Instant::now() < half_way {
@@ -129,7 +166,7 @@ impl Loop<'_> {
 
     pub(super) fn detail(&self, text: String) {
         warn!("{text}");
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).status.detail = text;
+        self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).status.detail = text;
     }
 
     pub(super) fn report(&mut self) {
@@ -142,7 +179,7 @@ impl Loop<'_> {
         let networks = self.parts.networks.iter().map(|(_, n)| n.stats());
         let (held, dropped, uncopied) = networks
             .fold((0, 0, 0), |(h, d, u), s| (h + s.held_bytes, d + s.dropped_frames, u + s.uncopied_frames));
-        let mut measured = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut measured = self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let status = &mut measured.status;
         status.state = state_name(self.machine.state()).to_owned();
         status.peer.clone_from(&self.link.peer);
@@ -154,6 +191,7 @@ impl Loop<'_> {
         }
         status.bytes_sent = self.link.sent.load(Ordering::Relaxed) + self.link.bulk.load(Ordering::Relaxed);
         status.held_bytes = held;
+        status.audit = self.audit.as_ref().map(Auditor::status);
         if dropped > status.dropped_frames {
             warn!(frames = dropped - status.dropped_frames, "a network buffer or its uplink lost frames");
         }
@@ -167,6 +205,7 @@ pub(super) fn state_name(state: &PrimaryState) -> &'static str {
         PrimaryState::Copying => "copying",
         PrimaryState::Arming => "arming",
         PrimaryState::Protected => "protected",
+        PrimaryState::HandingOver | PrimaryState::Yielded => "handing-over",
         PrimaryState::Ending(_) => "ending",
         PrimaryState::Resolving => "resolving",
         PrimaryState::Alone => "unprotected",

@@ -1,5 +1,5 @@
-//! Protection anew, after a standby was lost and this side went on alone: a new session with whoever answers at the
-//! peer's address, while the guest runs.
+//! Protection anew, after a standby was lost or this side took over, and went on alone: a new session with whoever
+//! answers at the peer's address, while the guest runs.
 //!
 //! ```text
 //!  Alone ── dial ─► linked ── agree · replicate · ready ─► Copying ─► … as in the first session
@@ -7,10 +7,9 @@
 //!    └────────── twice as long ─────────┘
 //! ```
 
-use super::{Loop, Pipe, replicate};
-use crate::ProtectError;
+use super::{Copy, Loop, Pipe, replicate};
+use crate::EngineError;
 use crate::link::{self, Terms};
-use crate::parts::During;
 use crate::silence::Silence;
 use crate::stall::Stall;
 use aventine_api::{Disengage, Link};
@@ -48,13 +47,14 @@ impl Loop<'_> {
         }
     }
 
-    fn rejoin(&mut self, link: Box<dyn Link>) -> Result<(), ProtectError> {
+    fn rejoin(&mut self, link: Box<dyn Link>) -> Result<(), EngineError> {
         let number = self.link.number + 1;
         self.link.number = number;
         let gives_up = || false; // the operator's commands wait for the loop, and the handshake is short
         let terms = Terms {
             config: self.config,
-            signature: self.signature,
+            signature: &self.signature,
+            base: self.base,
             to_loop: self.to_loop,
             events: self.events,
             gives_up: &gives_up,
@@ -62,20 +62,15 @@ impl Loop<'_> {
         let Some(mut link) = link::agree(&terms, link, number, &self.parts)? else { return Ok(()) };
         replicate(&mut self.parts, &mut link)?;
         link::await_ready(&terms, number)?;
-        let mut pipe = Pipe::start(
-            self.config,
-            self.memory.pages(),
-            (self.make_codec)()?,
-            link.pages,
-            number,
-            self.to_loop,
-        );
-        self.parts.guest.dirty(&mut self.pipe.dirty).during("guest", "finding dirty pages")?;
-        self.known.merge(&self.pipe.dirty);
-        if let Some(copy) = &mut pipe.copy {
-            copy.todo.merge(&self.known);
-            copy.pages_known = self.known.count();
-        }
+        let (guest, pages) = (self.parts.guest.as_mut(), self.memory.pages());
+        let copy = match self.base.take() {
+            Some(base) if link.has_base => {
+                info!(session = %base.session, epoch = base.epoch.0, "the standby has the memory of");
+                Copy::since_base(guest, pages)?
+            }
+            _ => Copy::begin(guest, pages)?,
+        };
+        let pipe = Pipe::start(self.config, copy, self.maker.codec()?, link.pages, number, self.to_loop);
         self.record.begin(link.primary.session)?;
         let config = self.config;
         self.silence =

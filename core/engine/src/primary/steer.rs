@@ -3,17 +3,19 @@
 use super::operate::state_name;
 use super::rejoin::FIRST_DELAY;
 use super::{AfterAlone, Event, Loop};
-use crate::ProtectError;
+use crate::EngineError;
+use crate::arbiter::Answer;
+use crate::audit::Divergence;
 use crate::parts::{During, PluginFailure, Report};
 use aventine_api::{Disengage, Epoch, ErrorCode, GuestEvent};
 use aventine_protocol::{EndReason, Message, PrimaryAction, PrimaryEvent, PrimaryState};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 impl Loop<'_> {
     /// Turns what happened into an event of the machine.
-    pub(super) fn take(&mut self, event: Event) -> Result<(), ProtectError> {
+    pub(super) fn take(&mut self, event: Event) -> Result<(), EngineError> {
         match event {
             // What a link says after it was given up no longer matters.
             Event::Message(number, ..) | Event::ChannelLost(number, _) if number != self.link.number => {
@@ -26,9 +28,16 @@ impl Loop<'_> {
                 Ok(())
             }
             Event::Message(_, _, Message::EndAck) => self.step(PrimaryEvent::EndAcknowledged),
+            Event::Message(_, _, Message::TookOver) => self.step(PrimaryEvent::TakenOver),
             Event::Message(_, _, Message::Failed(why)) => {
                 self.detail(format!("the standby failed: {why}"));
                 self.step(PrimaryEvent::StandbyRenounced)
+            }
+            Event::Message(_, epoch, Message::Diverged { total, pages }) if self.audit.is_some() => {
+                let found = Divergence::new(epoch, total, &pages, &self.memory);
+                error!("{found}");
+                self.audit.iter_mut().for_each(|a| a.diverged(&found));
+                Ok(())
             }
             Event::Message(_, _, other) => {
                 self.detail(format!("the standby sent {other:?}, which has no place here"));
@@ -47,8 +56,9 @@ impl Loop<'_> {
             }
             Event::Plugin(Report::DiskStaged(..)) => Ok(()),
             // A verdict on an earlier session says nothing about this one.
-            Event::Verdict(session, _) if session != self.link.session => Ok(()),
-            Event::Verdict(_, verdict) => self.step(PrimaryEvent::Verdict(verdict)),
+            Event::Arbiter(Answer::Verdict(session, _)) if session != self.link.session => Ok(()),
+            Event::Arbiter(Answer::Verdict(_, verdict)) => self.step(PrimaryEvent::Verdict(verdict)),
+            Event::Arbiter(Answer::Probed(probed)) => self.hand_over(probed),
             Event::Linked(link) => {
                 self.linked(link);
                 Ok(())
@@ -57,7 +67,7 @@ impl Loop<'_> {
     }
 
     /// Steps the machine and carries out what it says.
-    pub(super) fn step(&mut self, event: PrimaryEvent) -> Result<(), ProtectError> {
+    pub(super) fn step(&mut self, event: PrimaryEvent) -> Result<(), EngineError> {
         let before = self.machine.state().clone();
         let mut actions = Vec::new();
         if let Err(violation) = self.machine.step(event, &mut actions) {
@@ -73,7 +83,7 @@ impl Loop<'_> {
         Ok(())
     }
 
-    pub(super) fn carry_out(&mut self, action: PrimaryAction) -> Result<(), ProtectError> {
+    pub(super) fn carry_out(&mut self, action: PrimaryAction) -> Result<(), EngineError> {
         match action {
             PrimaryAction::Engage => {
                 let engage =
@@ -87,6 +97,7 @@ impl Loop<'_> {
             }
             PrimaryAction::SendEnd(reason) => self.tell(&Message::End(reason)),
             PrimaryAction::SendYield => self.tell(&Message::Yield),
+            PrimaryAction::SendHandOver => self.tell(&Message::HandOver),
             PrimaryAction::Claim => self.arbiter.claim(self.link.session),
             PrimaryAction::Disengage(why) => {
                 if let Err(failure) = self.disengage(why) {
@@ -116,7 +127,7 @@ impl Loop<'_> {
     }
 
     /// Once, after each change of the machine's state.
-    pub(super) fn entered(&mut self) -> Result<(), ProtectError> {
+    pub(super) fn entered(&mut self) -> Result<(), EngineError> {
         let state = self.machine.state().clone();
         info!(state = state_name(&state), "primary");
         if !matches!(state, PrimaryState::Copying) {
@@ -132,24 +143,45 @@ impl Loop<'_> {
                     self.record.end()?;
                 }
                 self.stop_replies.drain(..).for_each(|r| drop(r.send(Ok(()))));
+                self.handover_failed();
                 if state == PrimaryState::Alone {
+                    // After a handover that failed it is still paused.
+                    self.parts.guest.resume().during("guest", "resuming")?;
                     warn!("the guest runs on unprotected");
                     self.redial.into_iter().for_each(|delay| self.dialer.dial(delay));
                     self.after_alone()?;
                 }
             }
             PrimaryState::Protected => {
-                self.shared.lock().unwrap_or_else(PoisonError::into_inner).status.detail.clear();
+                self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).status.detail.clear();
                 self.redial = Some(FIRST_DELAY);
             }
             PrimaryState::Ending(_) => self.redial = None,
+            PrimaryState::HandingOver => self.floor = None,
+            PrimaryState::HandedOver => {
+                self.link.heartbeat = None;
+                self.answer_handover(&Ok(()));
+            }
             _ => {}
         }
         self.report();
         Ok(())
     }
 
-    pub(super) fn after_alone(&mut self) -> Result<(), ProtectError> {
+    fn handover_failed(&mut self) {
+        let detail = {
+            let measured = self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            measured.status.detail.clone()
+        };
+        let owner = if *self.machine.state() == PrimaryState::Fenced {
+            "the other side owns the guest, and did not say whether it runs"
+        } else {
+            "the guest runs on here"
+        };
+        self.answer_handover(&Err(format!("{owner}: {detail}")));
+    }
+
+    pub(super) fn after_alone(&mut self) -> Result<(), EngineError> {
         match self.after_alone {
             Some(AfterAlone::PowerDown) => {
                 self.parts.guest.power_down().during("guest", "being asked to shut down")?;
@@ -164,17 +196,18 @@ impl Loop<'_> {
     }
 
     pub(super) fn acknowledged(&mut self, epoch: Epoch) {
+        self.audit.iter_mut().for_each(|a| a.acknowledged(epoch));
         while self.pipe.pending.front().is_some_and(|p| p.epoch <= epoch) {
             let Some(mut done) = self.pipe.pending.pop_front() else { break };
             let commit = done.sealed_at.elapsed();
             self.last.commit = commit;
-            self.shared.lock().unwrap_or_else(PoisonError::into_inner).commit.push_time(commit);
+            self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).commit.push_time(commit);
             done.dirty.clear();
             self.pipe.spare.push(done.dirty);
         }
     }
 
-    pub(super) fn link_lost(&mut self, why: &str) -> Result<(), ProtectError> {
+    pub(super) fn link_lost(&mut self, why: &str) -> Result<(), EngineError> {
         if self.link.heartbeat.is_some() {
             self.detail(format!("the standby is lost: {why}"));
         }
@@ -182,12 +215,12 @@ impl Loop<'_> {
     }
 
     /// A failed plugin ends protection, never the guest.
-    pub(super) fn or_local_error(&mut self, result: Result<(), PluginFailure>) -> Result<(), ProtectError> {
+    pub(super) fn or_local_error(&mut self, result: Result<(), PluginFailure>) -> Result<(), EngineError> {
         result.or_else(|failure| self.local_error(&failure))
     }
 
     /// This side can no longer replicate: the guest runs on here, the standby stands down.
-    pub(super) fn local_error(&mut self, failure: &PluginFailure) -> Result<(), ProtectError> {
+    pub(super) fn local_error(&mut self, failure: &PluginFailure) -> Result<(), EngineError> {
         // A guest that is gone makes whatever is asked of it fail; how it went decides what follows.
         if let Ok(Some(event @ (GuestEvent::Lost { .. } | GuestEvent::ShutDown))) = self.parts.guest.poll() {
             return self.guest_event(event);

@@ -299,7 +299,7 @@ fn errors_of_the_device_become_the_protocols() {
     let mut simple = Client::go(&export, false);
     let mut structured = Client::go(&export, true);
     for (code, errno) in
-        [(ErrorCode::Io, 5), (ErrorCode::Refused, 1), (ErrorCode::Limit, 28), (ErrorCode::Internal, 5)]
+        [(ErrorCode::Io, 5), (ErrorCode::Refused, 1), (ErrorCode::Limit, 5), (ErrorCode::Internal, 5)]
     {
         device.fail(Some(code));
         for (command, length, data) in [(0, 1, &b""[..]), (1, 1, b"a"), (3, 0, b""), (4, 1, b""), (6, 1, b"")]

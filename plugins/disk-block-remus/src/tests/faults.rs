@@ -1,7 +1,7 @@
 use super::*;
 use crate::device::{Access, Device};
 use crate::image::Image;
-use crate::wire::kind;
+use crate::wire::{Tally, kind};
 use std::thread;
 
 #[test]
@@ -81,6 +81,37 @@ fn a_dropped_record_is_found_by_the_barrier() {
     pair.seal(2);
     let event = pair.standby.event();
     assert!(matches!(event, Event::Failed(ErrorCode::Corrupt, _)), "{event:?}");
+}
+
+/// The number after the last possible one must not be asked for.
+#[test]
+fn an_epoch_that_is_not_the_next_one_is_refused() {
+    for epoch in [0, 1, 3, u64::MAX] {
+        let pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
+        let barrier =
+            |epoch| (RecordHead { epoch: Epoch(epoch), kind: kind::BARRIER }, Tally::default().finish());
+        pair.wire.change(|s| {
+            for (head, sum) in [barrier(epoch), barrier(2)] {
+                s.records.push_back((head, sum.encode().to_vec()));
+            }
+        });
+        let event = pair.standby.event();
+        assert!(matches!(event, Event::Failed(ErrorCode::Corrupt, _)), "{epoch}: {event:?}");
+    }
+}
+
+/// A standby that cannot commit, because memory is missing, does not collect them without end.
+#[test]
+fn epochs_without_a_write_take_room() {
+    let pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
+    let before = pair.standby.disk.stats().buffered_bytes;
+    for epoch in 2..=101 {
+        let (head, sum) =
+            (RecordHead { epoch: Epoch(epoch), kind: kind::BARRIER }, Tally::default().finish());
+        pair.wire.change(|s| s.records.push_back((head, sum.encode().to_vec())));
+        assert_eq!(pair.standby.event(), Event::Staged(epoch));
+    }
+    assert!(pair.standby.disk.stats().buffered_bytes >= before + 100 * 16);
 }
 
 #[test]

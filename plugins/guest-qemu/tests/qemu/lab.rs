@@ -216,7 +216,7 @@ pub(crate) fn difference(a: &[u8], b: &[u8]) -> Option<usize> {
 pub(crate) struct Replica {
     pub(crate) image: Vec<u8>,
     pub(crate) state: Vec<u8>,
-    dirty: PageBitmap,
+    pub(crate) dirty: PageBitmap,
 }
 
 impl Replica {
@@ -224,6 +224,14 @@ impl Replica {
         let pages = region(guest).pages;
         let image = vec![0; pages as usize * PAGE_SIZE];
         Replica { image, state: Vec::new(), dirty: PageBitmap::new(pages) }
+    }
+
+    /// Copies everything that is not zero, guest paused or running.
+    pub(crate) fn copy_all(&mut self, guest: &mut dyn Guest) {
+        self.dirty.clear();
+        ok(guest.dirty(&mut self.dirty));
+        ok(guest.populated(&mut self.dirty));
+        copy_pages(guest, &self.dirty, &mut self.image);
     }
 
     /// Copies what is dirty now, guest paused or running; answers how many pages.

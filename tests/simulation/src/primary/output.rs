@@ -12,7 +12,8 @@ impl World {
         let what = usize::from(what);
         let (page, block, disk, writes) = (what & 3, (what >> 2) & 3, (what >> 4) & 1, what & 0x20 == 0);
         let forget = self.is(Break::WriteNotReplicated) && what >= 0xc0;
-        let Some(guest) = self.primary.guest.as_mut().filter(|_| self.primary.up) else { return false };
+        let runs = self.primary.up && !self.primary.frozen;
+        let Some(guest) = self.primary.guest.as_mut().filter(|_| runs) else { return false };
         self.primary.steps += 1;
         let step = self.primary.steps;
         guest.state.device = step;
@@ -90,6 +91,8 @@ impl World {
         }
         if let Some(session) = &mut self.primary.session {
             session.open = epoch.next();
+            self.primary.frozen =
+                session.machine.is_final() && self.plant != Some(Break::HandedOverGuestRunsOn);
         }
         if self.is(Break::DirtyPageLost) && epoch.0 > 1 {
             pages[0] = None;
@@ -123,6 +126,7 @@ impl World {
             );
         }
         self.truth.primary_owns = true;
+        self.primary.frozen &= self.is(Break::HandoverLeavesGuestPaused);
         self.primary.buffer.mode = Mode::Passing;
         while let Some((frame, _)) = self.primary.buffer.held.pop_front() {
             self.leaves(frame);

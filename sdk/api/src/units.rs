@@ -1,12 +1,15 @@
 //! Durations and sizes as the configuration writes them: a whole number and its unit, `50ms` or `256MiB`.
 
+use crate::ConfigError;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 const DURATIONS: [(&str, u64); 3] = [("us", 1), ("ms", 1_000), ("s", 1_000_000)];
 const SIZES: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 
-/// A quantity that the configuration writes with a unit.
-pub(crate) trait Quantity: Sized + Copy + PartialOrd {
+/// A quantity that the configuration writes with a unit: [`Duration`] in `us`, `ms` or `s`; `u64` bytes in `KiB`, `MiB`
+/// or `GiB`.
+pub trait Quantity: Sized + Copy + PartialOrd {
     /// What it is, with its article.
     const WHAT: &'static str;
     /// An example of it.
@@ -17,6 +20,19 @@ pub(crate) trait Quantity: Sized + Copy + PartialOrd {
 
     /// The text that [`Quantity::parse`] reads back.
     fn show(self) -> String;
+
+    /// Reads a plugin's key: `text` is the value found at `path`, and must be within `range`.
+    fn parse_key(path: &[&str], text: &str, range: &RangeInclusive<Self>) -> Result<Self, ConfigError> {
+        let value = Self::parse(text).ok_or_else(|| {
+            let help = format!("write a whole number and its unit, for example \"{}\"", Self::EXAMPLE);
+            ConfigError::bad_value(path, format!("{text:?} is not {}", Self::WHAT), Some(&help))
+        })?;
+        if !range.contains(&value) {
+            let help = format!("it can be from {} to {}", range.start().show(), range.end().show());
+            return Err(ConfigError::bad_value(path, format!("{text:?} is out of range"), Some(&help)));
+        }
+        Ok(value)
+    }
 }
 
 impl Quantity for Duration {
@@ -62,6 +78,7 @@ fn shown(value: u64, units: &[(&str, u64)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ConfigProblem;
 
     #[test]
     fn quantities_are_read_and_shown() {
@@ -94,6 +111,22 @@ mod tests {
         }
         for text in ["256MB", "256", "256mib", "MiB", "18446744073709551615GiB"] {
             assert_eq!(u64::parse(text), None, "{text:?}");
+        }
+    }
+    #[test]
+    fn a_key_says_what_is_wrong_and_what_would_fit() {
+        let range = 1 << 20..=64 << 30;
+        assert_eq!(u64::parse_key(&["limit"], "1MiB", &range), Ok(1 << 20));
+        assert_eq!(u64::parse_key(&["limit"], "64GiB", &range), Ok(64 << 30));
+        for (text, says, helps) in [
+            ("1023KiB", "\"1023KiB\" is out of range", "it can be from 1MiB to 64GiB"),
+            ("65GiB", "\"65GiB\" is out of range", "it can be from 1MiB to 64GiB"),
+            ("10", "\"10\" is not a size", "write a whole number and its unit, for example \"256MiB\""),
+        ] {
+            let error = u64::parse_key(&["a", "limit"], text, &range).unwrap_err();
+            assert_eq!(error.path, ["a", "limit"]);
+            let problem = ConfigProblem::BadValue { message: says.into(), help: Some(helps.into()) };
+            assert_eq!(error.problem, problem);
         }
     }
 }

@@ -1,0 +1,7 @@
+//! The plugin against Debian's etcd, against a wire that loses answers, and against servers that are none.
+
+mod cluster;
+mod hostile;
+mod sides;
+mod trust;
+mod verdicts;

@@ -1,0 +1,168 @@
+//! The audit: a write that dirty tracking cannot see is found, and a healthy guest has none.
+
+use crate::common::*;
+use aventine_demo::lab::{Lab, Pair, Parts, STARTUP};
+use aventine_demo::node::Node;
+use aventine_engine::{AuditStatus, Status};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
+
+/// Bytes of a page.
+const PAGE: u64 = 4096;
+/// Epochs of one pass.
+const EVERY: u32 = 32;
+
+/// A guest's memory, reached by another way than through QEMU's page tables: what is written here sets no dirty bit.
+struct Ram(File);
+
+impl Ram {
+    fn of(node: &Node) -> Ram {
+        let pid = node.status().unwrap().guest_pid.unwrap();
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().path());
+        let is_ram = |link: &std::path::PathBuf| {
+            fs::read_link(link).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:aventine-ram"))
+        };
+        let ram = fds.into_iter().find(is_ram).expect("QEMU has the file that holds guest RAM");
+        Ram(OpenOptions::new().read(true).write(true).open(ram).unwrap())
+    }
+
+    fn pages(&self) -> u64 {
+        self.0.metadata().unwrap().len() / PAGE
+    }
+
+    /// The first page from `page` on that was never used; the guest has none of its data there.
+    fn unused_from(&self, mut page: u64) -> Option<u64> {
+        let end = self.pages();
+        page = seek(&self.0, SeekFrom::Hole(page * PAGE)).map_or(end, |hole| hole.div_ceil(PAGE));
+        (page < end).then_some(page)
+    }
+
+    fn last_unused(&self) -> u64 {
+        let is_hole = |&page: &u64| match seek(&self.0, SeekFrom::Data(page * PAGE)) {
+            Ok(data) => data > page * PAGE,
+            Err(error) => error == Errno::NXIO,
+        };
+        (0..self.pages()).rev().find(is_hole).unwrap()
+    }
+
+    /// The last byte of a page: even in the pages of the firmware's tables nobody has any.
+    fn byte(&self, page: u64) -> u8 {
+        let mut byte = [0];
+        self.0.read_exact_at(&mut byte, page * PAGE + PAGE - 1).unwrap();
+        byte[0]
+    }
+
+    fn plant(&self, page: u64, byte: u8) {
+        self.0.write_all_at(&[byte], page * PAGE + PAGE - 1).unwrap();
+    }
+}
+
+fn audit(status: &Status) -> AuditStatus {
+    status.audit.clone().unwrap_or_default()
+}
+
+/// Changes the page behind everybody's back and sees what becomes of it. `false`: the guest came to use the page just now.
+fn is_found(pair: &mut Pair, page: u64) -> bool {
+    let ram = Ram::of(&pair.primary);
+    let before = audit(&pair.primary.status().unwrap()).mismatches;
+    let byte = !ram.byte(page);
+    ram.plant(page, byte);
+    let noticed = |status: &Status| audit(status).mismatches > before || ram.byte(page) != byte;
+    let status = pair.primary.wait_for("the difference", LIMIT, noticed).unwrap();
+    if audit(&status).mismatches == before {
+        return false;
+    }
+    let text = audit(&status).last_mismatch;
+    println!("{text}");
+    let named =
+        format!(": page {page} (byte {:#x} of guest RAM, byte {:#x} of region 0);", page * PAGE, page * PAGE);
+    assert!(text.contains(&named), "{named}: {text}");
+    pair.primary
+        .wait_for("the end of protection", LIMIT, |status| {
+            ["unprotected", "copying", "arming"].contains(&&status.state[..]) && status.detail.contains(&text)
+        })
+        .unwrap();
+
+    // All by itself: a new session, whose copy has what no dirty bit ever told.
+    let anew = |status: &Status| status.state == "protected";
+    let passes = audit(&pair.primary.wait_for("protection anew", STARTUP, anew).unwrap()).passes;
+    let passed = |status: &Status| audit(status).passes > passes;
+    let status = pair.primary.wait_for("a complete pass", LIMIT, passed).unwrap();
+    assert_eq!(status.state, "protected");
+    assert_eq!(audit(&status).mismatches, before + 1);
+    assert_eq!(Ram::of(&pair.standby).byte(page), byte);
+    let standby = audit(&pair.standby.status().unwrap());
+    assert_eq!((standby.mismatches, standby.last_mismatch), (before + 1, text), "both sides say the same");
+    true
+}
+
+#[test]
+fn a_write_that_tracking_misses_is_found_and_named() {
+    let lab = Lab::new(&Parts { audit: Some(EVERY), ..parts("audit-found") }).unwrap();
+    let mut random = Random::new();
+    let (mut pair, load) = with_load(&lab);
+    let ram = Ram::of(&pair.primary);
+    let mut pages = vec![0, ram.pages() - 1, ram.unused_from(1).unwrap(), ram.last_unused()];
+    pages.dedup();
+    for page in pages.into_iter().map(Some).chain([None, None]) {
+        let any = |random: &mut Random| loop {
+            if let Some(page) = ram.unused_from(random.below(ram.pages())) {
+                return page;
+            }
+        };
+        let mut page = page.unwrap_or_else(|| any(&mut random));
+        while !is_found(&mut pair, page) {
+            page = any(&mut random);
+        }
+        load.wait_answers(SOME, LIMIT).unwrap();
+    }
+    pair.fail_over(false).unwrap();
+    assert_undisturbed(&finish(&lab, load));
+}
+
+/// What a guest under load shows while this many epochs are committed: median pause in microseconds, epochs a second.
+fn measure(pair: &mut Pair, epochs: u64) -> (f64, f64) {
+    let (from, began) = (pair.primary.status().unwrap().committed, Instant::now());
+    let there = |status: &Status| status.committed >= from + epochs;
+    let status = pair.primary.wait_for("epochs", LIMIT, there).unwrap();
+    let rate = (status.committed - from) as f64 / began.elapsed().as_secs_f64();
+    assert_eq!(status.state, "protected");
+    (status.pause_us.p50 as f64, rate)
+}
+
+#[test]
+fn a_healthy_guest_under_load_differs_nowhere() {
+    let epochs = 50 * u64::from(EVERY);
+    let mut figures = Vec::new();
+    for every in [None, Some(EVERY)] {
+        let parts = Parts { audit: every, interval: "5ms".into(), ..parts("audit-healthy") };
+        let lab = Lab::new(&parts).unwrap();
+        let (mut pair, load) = with_load(&lab);
+        figures.push(measure(&mut pair, epochs));
+        let (primary, standby) = (pair.primary.status().unwrap(), pair.standby.status().unwrap());
+        assert_eq!((primary.audit.is_some(), standby.audit.is_some()), (every.is_some(), every.is_some()));
+        if every.is_some() {
+            for status in [&primary, &standby] {
+                let audit = audit(status);
+                println!(
+                    "{}: {} passes, the last in {} epochs, hashing {} %",
+                    status.side, audit.passes, audit.last_pass_epochs, audit.hashing_percent
+                );
+                assert!(audit.passes >= 10 && audit.pages > 10 * (128 << 20) / PAGE, "{audit:?}");
+                assert_eq!((audit.mismatches, &audit.last_mismatch[..]), (0, ""));
+            }
+        }
+        pair.fail_over(false).unwrap();
+        assert_undisturbed(&finish(&lab, load));
+    }
+    let [(pause, rate), (audited_pause, audited_rate)] = figures[..] else { unreachable!() };
+    println!(
+        "median pause {pause} us, with audit {audited_pause} us: {:.3}; epochs/s {rate:.1}, with audit {audited_rate:.1}: \
+         {:.3}",
+        audited_pause / pause,
+        audited_rate / rate
+    );
+}

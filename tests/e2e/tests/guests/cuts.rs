@@ -1,0 +1,185 @@
+//! The hosts lose each other though both live.
+
+use crate::common::*;
+use aventine_demo::lab::{Lab, Pair, Parts, Site};
+use aventine_demo::network::{Cut, Host};
+use aventine_demo::node::{Node, Role};
+use aventine_engine::Status;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Who owns the guest of a pair whose link was cut, once both sides have settled: that side is the pair's primary then.
+fn settle(pair: &mut Pair) -> Role {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let logs = || format!("{}\n{}", pair.primary.log(), pair.standby.log());
+        assert!(Instant::now() < end, "nobody owns the guest: {}", logs());
+        let [primary, standby] = [&pair.primary, &pair.standby]
+            .map(|node| node.status().unwrap_or_else(|e| panic!("{e:?}\n{}", logs())))
+            .map(|status| (status.side, status.state));
+        match [(&primary.0[..], &primary.1[..]), (&standby.0[..], &standby.1[..])] {
+            [("primary", "unprotected"), ("standby", "waiting")] => return Role::Protect,
+            [("standby", _), ("primary", _)] => {
+                pair.change_roles();
+                return Role::Standby;
+            }
+            [("primary", "unprotected"), ("primary", _)] => panic!("two owners"),
+            _ => thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// One guest and one client, from host to host: whichever side wins, protection comes back with the link.
+#[test]
+fn cuts_leave_one_owner_and_one_history() {
+    let lab = lab("cuts");
+    let mut random = Random::new();
+    let (mut pair, load) = with_load(&lab);
+    let mut owners = [0, 0];
+    for round in 1..=rounds(12) {
+        let cut = [Cut::Both, Cut::FromA, Cut::FromB][random.below(3) as usize];
+        thread::sleep(Duration::from_millis(random.below(300)));
+        lab.network().cut(cut).unwrap();
+        let owner = settle(&mut pair);
+        owners[usize::from(owner == Role::Standby)] += 1;
+        // The link's return changes nothing for the one that lost.
+        lab.network().heal(cut).unwrap();
+        pair.wait_protected().unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+        println!("{round}: {cut:?}, {owner:?} owns the guest");
+    }
+    println!("the primary won {} times, the standby {} times", owners[0], owners[1]);
+    assert_undisturbed(&finish(&lab, load));
+}
+
+/// Stands between the hosts, on host a, and can swallow what the primary sends after it was written.
+struct Proxy {
+    /// From which connection on, in the order of their coming: the first is `control`.
+    swallow_from: Arc<AtomicUsize>,
+}
+
+const PROXY: &str = "10.78.0.1:7500";
+
+impl Proxy {
+    fn start(lab: &Lab) -> Proxy {
+        let swallow_from = Arc::new(AtomicUsize::new(usize::MAX));
+        let host = lab.network().a.try_clone().unwrap();
+        let listener = host.enter(|| TcpListener::bind(PROXY)).unwrap().unwrap();
+        let from = Arc::clone(&swallow_from);
+        thread::spawn(move || {
+            let mut number = 0;
+            for near in listener.incoming().map(Result::unwrap) {
+                let Ok(far) = host.enter(|| TcpStream::connect((Host::B.address(), 7400))).unwrap() else {
+                    continue;
+                };
+                let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+                let from = Arc::clone(&from);
+                thread::spawn(move || pump(near, far, || number >= from.load(Ordering::Relaxed)));
+                thread::spawn(move || pump(far_too, near_too, || false));
+                number += 1; // a standby that is not there yet does not count
+            }
+        });
+        Proxy { swallow_from }
+    }
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream, swallow: impl Fn() -> bool) {
+    from.set_nodelay(true).unwrap();
+    to.set_nodelay(true).unwrap();
+    let mut bytes = vec![0; 1 << 16];
+    while let Ok(n @ 1..) = from.read(&mut bytes) {
+        if !swallow() && to.write_all(&bytes[..n]).is_err() {
+            break;
+        }
+    }
+    // One direction of a channel may end before the other.
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+#[test]
+fn swallowed_bytes_let_no_frame_out_and_mute_nobody() {
+    // Everything the primary sends, or everything but what tells the standby that it lives.
+    for (test, from) in [("proxy-all", 0), ("proxy-bulk", 1)] {
+        let lab = Lab::new(&Parts { proxy: Some(PROXY.into()), ..parts(test) }).unwrap();
+        let proxy = Proxy::start(&lab);
+        let (mut pair, load) = with_load(&lab);
+        proxy.swallow_from.store(from, Ordering::Relaxed);
+        let owner = settle(&mut pair);
+        println!("{test}: {owner:?} owns the guest");
+        assert!(from == 0 || owner == Role::Protect, "a standby that hears the primary does not take over");
+        assert_undisturbed(&finish(&lab, load));
+    }
+}
+
+/// A host's way to the arbiter goes away, as a file server's network does.
+pub(crate) fn block_arbiter(lab: &Lab, host: Host) {
+    fs::remove_file(lab.dir(host, Site::FIRST).join("arbiter")).unwrap();
+}
+
+pub(crate) fn unblock_arbiter(lab: &Lab, host: Host) {
+    symlink("../arbiter", lab.dir(host, Site::FIRST).join("arbiter")).unwrap();
+}
+
+/// How often a side has asked the arbiter in vain.
+fn asked_in_vain(node: &Node) -> usize {
+    node.printed().matches("the arbiter cannot be asked").count()
+}
+
+#[test]
+fn nobody_goes_on_while_the_arbiter_cannot_be_asked() {
+    let lab = lab("arbiter");
+    let (mut pair, load) = with_load(&lab);
+    for host in [Host::A, Host::B] {
+        block_arbiter(&lab, host);
+    }
+    lab.network().cut(Cut::Both).unwrap();
+    for node in [&mut pair.primary, &mut pair.standby] {
+        node.wait_for("asking the arbiter", LIMIT, |status| status.state == "resolving").unwrap();
+    }
+    let in_vain = |least| asked_in_vain(&pair.primary) >= least && asked_in_vain(&pair.standby) >= least;
+    // By then what was let out before has long arrived.
+    wait_until("the first questions", || in_vain(3));
+    let answers = load.answers();
+    wait_until("more questions", || in_vain(8));
+    assert_eq!(load.answers(), answers, "output is held");
+    for node in [&pair.primary, &pair.standby] {
+        assert_eq!(node.status().unwrap().state, "resolving");
+    }
+    for host in [Host::A, Host::B] {
+        unblock_arbiter(&lab, host);
+    }
+    let owner = settle(&mut pair);
+    println!("{owner:?} owns the guest");
+    lab.network().heal(Cut::Both).unwrap();
+    assert_undisturbed(&finish(&lab, load));
+}
+
+#[test]
+fn the_side_that_reaches_the_arbiter_owns_the_guest() {
+    let lab = lab("arbiter-one");
+    for (host, owner) in [(Host::A, Role::Standby), (Host::B, Role::Protect)] {
+        let (mut pair, load) = with_load(&lab);
+        block_arbiter(&lab, host);
+        lab.network().cut(Cut::Both).unwrap();
+        let (owning, other) = match owner {
+            Role::Protect => (&mut pair.primary, &mut pair.standby),
+            Role::Standby => (&mut pair.standby, &mut pair.primary),
+        };
+        let alone = |status: &Status| status.side == "primary" && status.state == "unprotected";
+        owning.wait_for("its verdict", LIMIT, alone).unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+        let asked = asked_in_vain(other);
+        wait_until("another question", || asked_in_vain(other) > asked);
+        assert_eq!(other.status().unwrap().state, "resolving", "no verdict, no guest");
+        unblock_arbiter(&lab, host);
+        assert_eq!(settle(&mut pair), owner);
+        lab.network().heal(Cut::Both).unwrap();
+        assert_undisturbed(&finish(&lab, load));
+    }
+}

@@ -1,0 +1,174 @@
+//! Hosts and processes are lost.
+
+use crate::common::*;
+use aventine_demo::lab::{Lab, Parts, Site, TAKEOVER};
+use aventine_demo::network::Host;
+use aventine_demo::node::Role;
+use aventine_engine::Status;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+#[test]
+fn survives_twenty_random_kills() {
+    let lab = lab("kills");
+    let mut random = Random::new();
+    for round in 1..=20 {
+        let (mut pair, load) = with_load(&lab);
+        thread::sleep(Duration::from_millis(random.below(1000)));
+        pair.fail_over(random.below(2) == 0).unwrap();
+        let outcome = finish(&lab, load);
+        println!("round {round}: {} acknowledged, silent for {:?}", outcome.acknowledged, outcome.gap);
+        assert_undisturbed(&outcome);
+    }
+}
+
+#[test]
+fn requests_that_the_primary_had_taken_are_answered_without_being_sent_again() {
+    const REQUESTS: u64 = 64;
+    // In an epoch this long, answers are held when the host is lost.
+    let lab = Lab::new(&Parts { interval: "1s".into(), ..parts("in-flight") }).unwrap();
+    let guest = Site::FIRST.address();
+    let mut random = Random::new();
+    for round in 1..=3 {
+        let mut pair = lab.start().unwrap();
+        let mut redis = Workload::on_port(&lab, 6379);
+        assert_eq!(redis.ask("INCR n", ":"), 1);
+        thread::sleep(Duration::from_millis(random.below(1000)));
+        redis.send(&["INCR n"; REQUESTS as usize].join("\n"));
+        // From here on nothing can be sent a second time.
+        lab.network().mute_client(guest).unwrap();
+        // The answers are held in the open epoch, or let out already with one that ended just now.
+        let answered = |status: &Status| status.held_bytes > 4 * REQUESTS || redis.is_answered();
+        pair.primary.wait_for("the answers", LIMIT, answered).unwrap();
+        pair.fail_over(random.below(2) == 0).unwrap();
+        for n in 2..2 + REQUESTS {
+            assert_eq!(redis.answer(":"), n, "round {round}");
+        }
+        lab.network().unmute_client(guest).unwrap();
+        assert_eq!(redis.ask("INCR n", ":"), 2 + REQUESTS, "each was carried out once");
+    }
+}
+
+#[test]
+fn disk_and_memory_come_from_one_epoch() {
+    let lab = lab("disk");
+    let mut random = Random::new();
+    for round in 1..=5 {
+        let mut pair = lab.start().unwrap();
+        let mut client = Workload::connect(&lab);
+        let end = Instant::now() + Duration::from_millis(500 + random.below(1500));
+        let mut last = 0;
+        while Instant::now() < end {
+            client.send("put");
+            let number = client.answer("done");
+            assert!(number > last, "write {number} after write {last}");
+            last = number;
+        }
+        client.send("put");
+        thread::sleep(Duration::from_millis(random.below(30)));
+        pair.fail_over(random.below(2) == 0).unwrap();
+        let under_way = client.answer("done");
+        client.send("verify");
+        let verified = client.answer("same");
+        assert!(last < under_way && under_way == verified, "{last} {under_way} {verified}");
+        for _ in 0..10 {
+            client.send("put");
+            client.answer("done");
+        }
+        client.send("verify");
+        let after = client.answer("same");
+        println!("round {round}: {verified} writes verified at the takeover, {after} at the end");
+        assert!(after > verified);
+    }
+}
+
+#[test]
+fn standby_killed_guest_runs_on() {
+    let lab = lab("standby");
+    let (mut pair, load) = with_load(&lab);
+    pair.standby.kill(false).unwrap();
+    pair.primary.wait_for("going on alone", TAKEOVER, |status| status.state == "unprotected").unwrap();
+    assert_undisturbed(&finish(&lab, load));
+}
+
+#[test]
+fn a_standby_that_comes_back_is_taken_back() {
+    // With the hosts' link as it is by default.
+    let lab = Lab::new(&Parts { tls: true, ..parts("comeback") }).unwrap();
+    let (mut pair, load) = with_load(&lab);
+    for _ in 0..2 {
+        pair.standby.kill(false).unwrap();
+        pair.primary.wait_for("going on alone", TAKEOVER, |status| status.state == "unprotected").unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+        lab.restart_standby(&mut pair).unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+    }
+    // The new standby is worth something only if it can take over.
+    pair.fail_over(false).unwrap();
+    assert_undisturbed(&finish(&lab, load));
+}
+
+/// Whether a process has ended, waited for or not.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|state| state.is_empty() || state.starts_with('Z'))
+}
+
+#[test]
+fn a_killed_controller_takes_its_guest_along_and_comes_back_as_the_standby() {
+    let lab = lab("controller");
+    let (mut pair, load) = with_load(&lab);
+    let guest = pair.primary.status().unwrap().guest_pid.unwrap();
+    pair.primary.kill_controller().unwrap();
+    wait_until("the end of QEMU", || has_ended(guest));
+    pair.standby.wait_for("the takeover", TAKEOVER, took_over).unwrap();
+    pair.change_roles();
+    // Whoever starts the primary again does not get a second guest, but a standby for the first one.
+    pair.standby = lab.node(Host::A, Site::FIRST, Role::Protect).unwrap();
+    pair.wait_protected().unwrap();
+    assert_eq!(pair.standby.status().unwrap().side, "standby");
+    let said = pair.standby.printed();
+    assert!(said.contains("The other host took this guest over"), "{said}");
+    pair.fail_over(false).unwrap();
+    assert_undisturbed(&finish(&lab, load));
+}
+
+#[test]
+fn a_killed_guest_is_handed_over() {
+    let lab = lab("qemu");
+    let (mut pair, load) = with_load(&lab);
+    pair.primary.kill_guest().unwrap();
+    pair.standby.wait_for("the takeover", TAKEOVER, took_over).unwrap();
+    pair.change_roles();
+    // The host that lost it follows by itself.
+    pair.wait_protected().unwrap();
+    let told = pair.primary.printed();
+    assert!(
+        !told.contains("nothing was heard"),
+        "the standby was told, and did not have to find out: {told}"
+    );
+    assert_undisturbed(&finish(&lab, load));
+}
+
+#[test]
+fn a_standby_that_loses_a_process_is_taken_back() {
+    let lab = lab("waiting");
+    let (mut pair, load) = with_load(&lab);
+    pair.standby.kill_guest().unwrap();
+    let alone = |status: &Status| status.state == "unprotected";
+    let status = pair.primary.wait_for("going on alone", TAKEOVER, alone).unwrap();
+    assert!(status.detail.contains("the waiting guest's process is gone"), "{status:?}");
+    pair.primary.wait_for("protection anew", LIMIT, |status| status.state == "protected").unwrap();
+    load.wait_answers(SOME, LIMIT).unwrap();
+
+    let guest = pair.standby.status().unwrap().guest_pid.unwrap();
+    pair.standby.kill_controller().unwrap();
+    wait_until("the end of QEMU", || has_ended(guest));
+    pair.primary.wait_for("going on alone", TAKEOVER, alone).unwrap();
+    load.wait_answers(SOME, LIMIT).unwrap();
+    lab.restart_standby(&mut pair).unwrap();
+    load.wait_answers(SOME, LIMIT).unwrap();
+    pair.fail_over(false).unwrap();
+    assert_undisturbed(&finish(&lab, load));
+}

@@ -1,0 +1,13 @@
+//! Real guests on two hosts made of network namespaces. Each test makes its own; `cargo xtask test` says where the
+//! program and the guest are. `docs/failure-model.md` says which fault is shown by which test.
+
+mod audit;
+mod checks;
+mod common;
+mod cuts;
+mod disks;
+mod endings;
+mod losses;
+mod pairs;
+mod pressure;
+mod roles;
