@@ -140,13 +140,15 @@ fn round(lab: &Lab, random: &mut StdRng) -> Result<Round, DemoError> {
     }
     let connection = if outcome.broken { "the connection broke" } else { "same connection" };
     eprintln!("  {} writes read back, {} lost, {connection}", outcome.acknowledged, outcome.lost);
+    let taken_over = pair.standby.status()?;
     Ok(Round {
-        epochs: pair.standby.status()?.committed,
+        epochs: taken_over.committed,
         watched: (after.committed - before.committed, watched),
         acknowledged: outcome.acknowledged,
         lost: outcome.lost,
         broken: outcome.broken,
         gap: outcome.gap,
+        activation: taken_over.activation_us,
         pause: after.pause_us,
         commit: after.commit_us,
         floor,

@@ -231,6 +231,16 @@ impl Network {
         Ok(())
     }
 
+    /// Loses what the client sends to the guest at `address`, without a sign of it; what the guest sends still arrives.
+    pub fn mute_client(&self, address: &str) -> Result<(), NetworkError> {
+        self.client.ip(&format!("neigh replace {address} lladdr 02:00:00:00:00:ff dev br0 nud permanent"))
+    }
+
+    /// Undoes [`Network::mute_client`].
+    pub fn unmute_client(&self, address: &str) -> Result<(), NetworkError> {
+        self.client.ip(&format!("neigh del {address} dev br0"))
+    }
+
     /// Lets as many bytes a second through between the hosts, in each direction.
     pub fn limit(&self, bytes_a_second: u64) -> Result<(), NetworkError> {
         for host in [Host::A, Host::B] {

@@ -2,6 +2,7 @@
 
 use aventine_engine::Quantiles;
 use serde::Serialize;
+use std::cmp::Ordering;
 use std::fmt;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ pub(crate) struct Round {
     pub(crate) lost: u64,
     pub(crate) broken: bool,
     pub(crate) gap: Duration,
+    /// From the standby's decision to the running guest, in microseconds.
+    pub(crate) activation: u64,
     pub(crate) pause: Quantiles,
     pub(crate) commit: Quantiles,
     pub(crate) floor: Quantiles,
@@ -44,6 +47,7 @@ pub(crate) struct Report {
     connections_broken: u32,
     pause_us: Spread<u64>,
     commit_us: Spread<u64>,
+    activation_us: Spread<u64>,
     gap_ms: Spread<f64>,
     qemu_floor_us: u64,
     bytes_sent: u64,
@@ -65,7 +69,8 @@ impl Report {
             connections_broken: rounds.iter().map(|round| u32::from(round.broken)).sum(),
             pause_us: over_rounds(rounds, |round| round.pause),
             commit_us: over_rounds(rounds, |round| round.commit),
-            gap_ms: gaps(rounds),
+            activation_us: spread(rounds.iter().map(|round| round.activation), u64::cmp),
+            gap_ms: spread(rounds.iter().map(|round| tenths(round.gap.as_secs_f64() * 1e3)), f64::total_cmp),
             qemu_floor_us: over_rounds(rounds, |round| round.floor).p50,
             bytes_sent: sum(|round| round.bytes_sent),
             seed,
@@ -92,9 +97,9 @@ fn over_rounds(rounds: &[Round], of: fn(&Round) -> Quantiles) -> Spread<u64> {
     }
 }
 
-fn gaps(rounds: &[Round]) -> Spread<f64> {
-    let mut all = rounds.iter().map(|round| tenths(round.gap.as_secs_f64() * 1e3)).collect::<Vec<_>>();
-    all.sort_unstable_by(f64::total_cmp);
+fn spread<T: Copy + Default>(all: impl Iterator<Item = T>, order: fn(&T, &T) -> Ordering) -> Spread<T> {
+    let mut all = all.collect::<Vec<_>>();
+    all.sort_unstable_by(order);
     Spread { p50: at(&all, 50), p99: at(&all, 99), max: at(&all, 100) }
 }
 
@@ -116,6 +121,7 @@ impl fmt::Display for Report {
         line(f, "guest paused", us(self.pause_us))?;
         writeln!(f, "{:<24} p50 {:>8.2} ms", "  of which QEMU itself", milli(self.qemu_floor_us))?;
         line(f, "seal to commit", us(self.commit_us))?;
+        line(f, "activation", us(self.activation_us))?;
         line(f, "longest wait of client", [self.gap_ms.p50, self.gap_ms.p99, self.gap_ms.max])?;
         writeln!(f, "{:<24} {:.1} MiB", "sent to the standby", self.bytes_sent as f64 / f64::from(1 << 20))?;
         writeln!(f, "{:<24} {}", "writes acknowledged", self.writes_acknowledged)?;
@@ -137,6 +143,7 @@ mod tests {
             lost,
             broken: false,
             gap: Duration::from_millis(gap),
+            activation: p50 * 100,
             pause: times,
             commit: times,
             floor: times,
@@ -152,9 +159,10 @@ mod tests {
         assert_eq!(json["epochs_per_second"], 40.0);
         assert_eq!(json["pause_us"], serde_json::json!({ "p50": 20, "p99": 60, "max": 90 }));
         assert_eq!(json["gap_ms"], serde_json::json!({ "p50": 200.0, "p99": 300.0, "max": 300.0 }));
+        assert_eq!(json["activation_us"], serde_json::json!({ "p50": 2000, "p99": 3000, "max": 3000 }));
         assert_eq!(json["qemu_floor_us"], 20);
         assert_eq!(json["seed"], 7);
-        assert_eq!(json.as_object().unwrap().len(), 12);
+        assert_eq!(json.as_object().unwrap().len(), 13);
         assert!(report.nothing_lost());
     }
 

@@ -107,6 +107,8 @@ pub struct Status {
     pub held_bytes: u64,
     /// Frames that a network buffer lost.
     pub dropped_frames: u64,
+    /// Primary: frames of which the standby was given no copy to repeat at a takeover. Nothing is lost by it.
+    pub uncopied_frames: u64,
     /// After a takeover: microseconds from the decision to take over to the running guest.
     pub activation_us: u64,
     /// The audit, if there is one and a session has begun.

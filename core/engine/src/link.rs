@@ -2,11 +2,11 @@
 
 use crate::EngineError;
 use crate::control::{Command, Inbox, Status};
-use crate::parts::{During, PluginFailure, Report};
+use crate::parts::{During, Parts, PluginFailure, Report};
 use crate::primary::Event;
 use crate::silence::Heard;
-use crate::wire::{ControlTx, DiskTx, FrameRx, FrameTx, WireError};
-use aventine_api::{ChannelRx, Disk, Epoch, ErrorCode, Link, LinkAbort, PluginError, SessionId, Transport};
+use crate::wire::{ControlTx, FrameRx, FrameTx, RecordChannelTx, WireError};
+use aventine_api::{ChannelRx, Epoch, ErrorCode, Link, LinkAbort, PluginError, SessionId, Transport};
 use aventine_config::Config;
 use aventine_protocol::{Base, Hello, Message};
 use std::sync::Arc;
@@ -37,9 +37,9 @@ pub(crate) struct PrimaryLink {
     pub(crate) heartbeat: Option<Heartbeat>,
     pub(crate) heard: Heard,
     pub(crate) abort: Arc<dyn LinkAbort>,
-    /// Bytes sent on the control channel.
+    /// Bytes sent on the control channel and the networks'.
     pub(crate) sent: Arc<AtomicU64>,
-    /// Bytes sent on the other channels.
+    /// Bytes sent on the channels that checkpoints wait for.
     pub(crate) bulk: Arc<AtomicU64>,
     pub(crate) peer: String,
     /// Keeps the channels alive.
@@ -73,7 +73,8 @@ impl PrimaryLink {
 pub(crate) struct Connected {
     pub(crate) primary: PrimaryLink,
     pub(crate) pages: FrameTx,
-    pub(crate) disks: Vec<DiskTx>,
+    pub(crate) disks: Vec<RecordChannelTx>,
+    pub(crate) networks: Vec<RecordChannelTx>,
     /// Whether the standby has the memory of the base that it was offered.
     pub(crate) has_base: bool,
 }
@@ -177,7 +178,7 @@ pub(crate) fn agree(
     terms: &Terms<'_>,
     mut link: Box<dyn Link>,
     number: u32,
-    disks: &[(String, Box<dyn Disk>)],
+    parts: &Parts,
 ) -> Result<Option<Connected>, EngineError> {
     let transport_id = &terms.config.transport.id;
     let sent = Arc::new(AtomicU64::new(0));
@@ -206,20 +207,26 @@ pub(crate) fn agree(
     let (tx, _) = link.open("pages", None, STEP).during(transport_id, "opening the pages channel")?;
     let bulk = Arc::new(AtomicU64::new(0));
     let pages = FrameTx::new(tx, Arc::clone(&bulk));
-    let open_disk = |(id, disk): &(String, Box<dyn Disk>)| -> Result<DiskTx, PluginFailure> {
-        let route = disk.route();
-        let (tx, _) = link
-            .open(&format!("disk:{id}"), route.as_deref(), STEP)
-            .during(transport_id, "opening a disk's channel")?;
-        Ok(DiskTx(FrameTx::new(tx, Arc::clone(&bulk))))
+    let mut open = |name: String, route: Option<String>, doing, sent: &Arc<AtomicU64>| {
+        let (tx, _) = link.open(&name, route.as_deref(), STEP).during(transport_id, doing)?;
+        Ok(RecordChannelTx(FrameTx::new(tx, Arc::clone(sent))))
     };
-    let disks = disks.iter().map(open_disk).collect::<Result<_, _>>()?;
+    let disks = parts
+        .disks
+        .iter()
+        .map(|(id, disk)| open(format!("disk:{id}"), disk.route(), "opening a disk's channel", &bulk));
+    let disks = disks.collect::<Result<_, PluginFailure>>()?;
+    let networks = parts
+        .networks
+        .iter()
+        .map(|(id, _)| open(format!("net:{id}"), None, "opening a network's channel", &sent));
+    let networks = networks.collect::<Result<_, PluginFailure>>()?;
     info!(%session, peer = link.peer(), "the standby has accepted");
     let (abort, peer) = (link.aborter(), link.peer());
     let heartbeat = Some(Heartbeat::start(control.clone(), terms.config.heartbeat));
     let primary =
         PrimaryLink { number, session, control, heartbeat, heard, abort, sent, bulk, peer, _link: link };
-    Ok(Some(Connected { primary, pages, disks, has_base }))
+    Ok(Some(Connected { primary, pages, disks, networks, has_base }))
 }
 
 /// Waits until the standby is ready for the initial copy; `false` when the operator gave up meanwhile.

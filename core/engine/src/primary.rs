@@ -21,7 +21,7 @@ pub(crate) use start::{Tools, begin, go_on};
 use crate::arbiter::{Answer, Claimant, Record};
 use crate::audit::Auditor;
 use crate::control::{Inbox, Quantiles};
-use crate::link::{Dialer, PrimaryLink};
+use crate::link::{Connected, Dialer, PrimaryLink};
 use crate::memory::GuestMemory;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report};
 use crate::roles::Kept;
@@ -29,7 +29,7 @@ use crate::silence::Silence;
 use crate::staging::{CopyStep, SenderGone, Staging};
 use crate::stall::Stall;
 use crate::stats::Samples;
-use crate::wire::{DiskTx, FrameTx};
+use crate::wire::FrameTx;
 use crate::{End, EngineError, sender};
 use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, Guest, Link, PageBitmap, PluginError};
 use aventine_config::Config;
@@ -70,10 +70,15 @@ pub(crate) enum Left {
     HandedOver(Kept),
 }
 
-/// Gives each disk its channel.
-fn replicate(parts: &mut Parts, channels: Vec<DiskTx>) -> Result<(), PluginFailure> {
-    let mut disks = parts.disks.iter_mut().zip(channels);
-    disks.try_for_each(|((id, disk), tx)| disk.replicate(Box::new(tx)).during(id, "starting to replicate"))
+/// Gives each disk and each network its channel.
+fn replicate(parts: &mut Parts, link: &mut Connected) -> Result<(), PluginFailure> {
+    for ((id, disk), tx) in parts.disks.iter_mut().zip(link.disks.drain(..)) {
+        disk.replicate(Box::new(tx)).during(id, "starting to replicate")?;
+    }
+    for ((id, network), tx) in parts.networks.iter_mut().zip(link.networks.drain(..)) {
+        network.replicate(Box::new(tx)).during(id, "starting to replicate")?;
+    }
+    Ok(())
 }
 
 /// The way of one session's pages: from guest memory to the sender.
@@ -272,6 +277,7 @@ impl Loop<'_> {
     /// The epoch loop's heart: one checkpoint, from pause to hand-over.
     fn epoch(&mut self) -> Result<(), EngineError> {
         self.parts.disks.iter().for_each(|(_, d)| d.pausing());
+        self.parts.networks.iter_mut().for_each(|(_, n)| n.pausing());
         self.paused_at = Instant::now();
         let captured = self.checkpoint();
         // After the final epoch of a handover nothing may happen here any more.

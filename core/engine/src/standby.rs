@@ -20,7 +20,7 @@ use crate::primary::Tools;
 use crate::receiver::{self, Buffers, Checkpoint, Image, ReceiveError};
 use crate::roles::{Kept, Stage, TakenOver};
 use crate::silence::{Heard, Silence};
-use crate::wire::{ControlTx, DiskRx, FrameRx, FrameTx};
+use crate::wire::{ControlTx, FrameRx, FrameTx, RecordChannelRx};
 use aventine_api::{Disk, Epoch, ErrorCode, GuestEvent, Link, LinkAbort, PluginError, SessionId, Side};
 use aventine_protocol::{
     Base, EndReason, Hello, Message, Standby, StandbyAction, StandbyEvent, StandbyState, differences,
@@ -469,7 +469,7 @@ impl Session {
             Disk::activate(disk.as_mut(), epoch).during(id, "taking over")?;
         }
         for (id, network) in &mut parts.networks {
-            network.activate().during(id, "taking over")?;
+            network.activate(epoch).during(id, "taking over")?;
         }
         parts.guest.activate(&self.state).during("guest", "taking over")?;
         info!(epoch = epoch.0, took = ?start.elapsed(), "the guest runs here now");
@@ -555,7 +555,14 @@ fn prepare(maker: &Maker<'_>, link: &mut dyn Link, parts: &mut Parts) -> Result<
     for (id, disk) in &mut parts.disks {
         let name = format!("disk:{id}");
         let (_, rx) = link.open(&name, None, STEP).during(transport, "opening a disk's channel")?;
-        disk.receive(Box::new(DiskRx(FrameRx::new(rx)))).during(id, "taking the primary's disk")?;
+        let rx = RecordChannelRx(FrameRx::new(rx));
+        disk.receive(Box::new(rx)).during(id, "taking the primary's disk")?;
+    }
+    for (id, network) in &mut parts.networks {
+        let name = format!("net:{id}");
+        let (_, rx) = link.open(&name, None, STEP).during(transport, "opening a network's channel")?;
+        let rx = RecordChannelRx(FrameRx::new(rx));
+        network.receive(Box::new(rx)).during(id, "taking the primary's frames")?;
     }
     parts.start(maker.state_dir)?;
     Ok(FrameRx::new(pages))

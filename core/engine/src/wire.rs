@@ -113,19 +113,19 @@ impl ControlTx {
     }
 }
 
-/// A disk's channel, as its plugin sees it.
-pub(crate) struct DiskTx(pub(crate) FrameTx);
+/// A disk's or a network's channel, as its plugin sees it.
+pub(crate) struct RecordChannelTx(pub(crate) FrameTx);
 
-impl RecordTx for DiskTx {
+impl RecordTx for RecordChannelTx {
     fn send(&mut self, head: RecordHead, parts: &[&[u8]]) -> Result<(), PluginError> {
         self.0.send(FrameKind::Record, head.kind, head.epoch, parts).map(drop)
     }
 }
 
-/// A disk's channel, as its plugin sees it.
-pub(crate) struct DiskRx(pub(crate) FrameRx);
+/// A disk's or a network's channel, as its plugin sees it.
+pub(crate) struct RecordChannelRx(pub(crate) FrameRx);
 
-impl RecordRx for DiskRx {
+impl RecordRx for RecordChannelRx {
     fn recv(&mut self, payload: &mut Vec<u8>) -> Result<RecordHead, PluginError> {
         let header = self.0.recv(payload).map_err(WireError::into_plugin_error)?;
         match header.kind {

@@ -31,7 +31,7 @@ pub enum FrameKind {
     State = 3,
     /// The end of a checkpoint on `pages`: a [`crate::CheckpointEnd`].
     CheckpointEnd = 4,
-    /// A record of a disk plugin on `disk:ID`; `sub` is the plugin's own kind.
+    /// A record of a plugin on `disk:ID` or `net:ID`; `sub` is the plugin's own kind.
     Record = 5,
     /// Hashes of a slice of guest memory on `pages`, part of a checkpoint: a [`crate::AuditRecord`].
     Audit = 6,
@@ -62,7 +62,7 @@ impl FrameKind {
 pub struct FrameHeader {
     /// What the payload is.
     pub kind: FrameKind,
-    /// The disk plugin's kind of record, otherwise 0.
+    /// The plugin's kind of record, otherwise 0.
     pub sub: u8,
     /// The epoch the payload belongs to.
     pub epoch: Epoch,

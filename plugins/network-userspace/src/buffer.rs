@@ -59,10 +59,10 @@ impl Buffer {
         self.mode
     }
 
-    /// Takes a frame from the guest.
-    pub(crate) fn push(&mut self, frame: &[u8]) {
+    /// Takes a frame from the guest; `true`: it is held.
+    pub(crate) fn push(&mut self, frame: &[u8]) -> bool {
         if self.mode == Mode::Silent {
-            return;
+            return false;
         }
         let mut own = self.spare.pop().unwrap_or_default();
         own.extend_from_slice(frame);
@@ -74,6 +74,7 @@ impl Buffer {
             self.open += 1;
             self.held.push_back(own);
         }
+        self.mode == Mode::Holding
     }
 
     /// Whether frames may be read from the guest: at the limit it has to wait.
@@ -99,9 +100,11 @@ impl Buffer {
         self.mode == Mode::Holding
     }
 
-    pub(crate) fn activate(&mut self) {
+    /// Frames pass from now on, `before` ahead of all others.
+    pub(crate) fn activate(&mut self, before: Vec<Vec<u8>>) {
         if self.mode == Mode::Silent && !self.ended {
             self.mode = Mode::Passing;
+            self.out.extend(before);
         }
     }
 

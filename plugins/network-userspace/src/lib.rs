@@ -19,24 +19,32 @@
 //!
 //! One thread moves bytes; the epoch verbs work on the same state under a lock that is held for one batch of
 //! non-blocking system calls at most.
+//!
+//! Beside that, copies of recent frames of both ways go to the standby, which repeats at a takeover what was lost with
+//! the primary: `copier` says what and why, `recent` what is repeated. Holding does not depend on it.
 
 mod buffer;
+mod copier;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 mod port;
 mod pump;
+mod recent;
 mod settings;
 mod uplink;
+mod wire;
 
 use aventine_api::{
     Context, Disengage, Epoch, ErrorCode, Factory, NetAttachment, NetworkBuffer, NetworkStats, PluginEntry,
-    PluginError, Side, inventory,
+    PluginError, RecordRx, RecordTx, Side, inventory,
 };
 use buffer::{Buffer, Mode};
+use copier::Copier;
 use pump::Pump;
+use recent::{Recent, Repeat};
 use settings::Settings;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Sealed epochs that fit beside the open one: the list of seals is bounded by nothing else.
 const DEPTH: u32 = 16;
@@ -58,7 +66,10 @@ struct EngageError;
 
 /// The plugin.
 struct Userspace {
+    id: String,
     socket: NetAttachment,
+    /// Standby: what the primary's plugin copied here.
+    recent: Option<Arc<Mutex<Recent>>>,
     pump: Arc<Pump>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -80,7 +91,7 @@ impl Userspace {
             .name(format!("net {}", context.id))
             .spawn(move || runner.run())
             .map_err(|e| PluginError::new(ErrorCode::Unavailable, e))?;
-        Ok(Userspace { socket, pump, thread: Some(thread) })
+        Ok(Userspace { id: context.id, socket, recent: None, pump, thread: Some(thread) })
     }
 }
 
@@ -93,6 +104,16 @@ impl NetworkBuffer for Userspace {
         self.socket.clone()
     }
 
+    fn replicate(&mut self, tx: Box<dyn RecordTx>) -> Result<(), PluginError> {
+        let copier = Copier::start(&self.id, tx).map_err(|e| PluginError::new(ErrorCode::Unavailable, e))?;
+        self.pump.with(|p| p.copy_to(Some(copier)));
+        Ok(())
+    }
+
+    fn pausing(&mut self) {
+        self.pump.with(|p| p.pausing());
+    }
+
     fn engage(&mut self) -> Result<(), PluginError> {
         if self.pump.with(|p| p.buffer.engage()) {
             Ok(())
@@ -102,19 +123,12 @@ impl NetworkBuffer for Userspace {
     }
 
     fn seal(&mut self, epoch: Epoch) -> Result<(), PluginError> {
-        self.pump.with(|p| {
-            // What the guest sent before the pause is in its socket by now.
-            p.read_guest();
-            p.buffer.seal(epoch);
-        });
+        self.pump.with(|p| p.seal(epoch));
         Ok(())
     }
 
     fn release(&mut self, epoch: Epoch) -> Result<(), PluginError> {
-        self.pump.with(|p| {
-            p.buffer.release(epoch);
-            p.write_uplink();
-        });
+        self.pump.with(|p| p.release(epoch));
         self.pump.wake();
         Ok(())
     }
@@ -128,14 +142,23 @@ impl NetworkBuffer for Userspace {
         Ok(())
     }
 
-    fn activate(&mut self) -> Result<(), PluginError> {
-        self.pump.with(|p| p.buffer.activate());
+    fn receive(&mut self, rx: Box<dyn RecordRx>) -> Result<(), PluginError> {
+        let recent = Recent::start(&self.id, rx).map_err(|e| PluginError::new(ErrorCode::Unavailable, e))?;
+        self.recent = Some(recent);
+        Ok(())
+    }
+
+    fn activate(&mut self, epoch: Epoch) -> Result<(), PluginError> {
+        let repeat = self.recent.take().map_or_else(Repeat::default, |recent| {
+            recent.lock().unwrap_or_else(PoisonError::into_inner).repeat(epoch)
+        });
+        self.pump.with(|p| p.activate(repeat));
         self.pump.wake();
         Ok(())
     }
 
     fn stats(&self) -> NetworkStats {
-        self.pump.with(|p| p.buffer.stats)
+        self.pump.with(|p| p.stats())
     }
 }
 

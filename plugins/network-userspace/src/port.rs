@@ -1,6 +1,7 @@
 //! A unix stream socket that carries Ethernet frames: a 32-bit big-endian length before each (QEMU's `stream` netdev).
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 /// Longest frame that QEMU sends: a 64 KiB segment with headers.
@@ -99,6 +100,14 @@ impl Port {
         Ok(())
     }
 
+    /// Whether the other end has read everything that was sent. Never wrongly `true`.
+    pub(crate) fn all_read(&self) -> bool {
+        let mut unread: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ writes an int, which `unread` is. Of a unix socket it is the memory of what was not read.
+        let asked = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+        self.backlog() == 0 && asked == 0 && unread == 0
+    }
+
     /// Bytes that wait for the socket.
     pub(crate) fn backlog(&self) -> usize {
         self.output.len() - self.written
@@ -119,6 +128,31 @@ fn next_frame(bytes: &[u8]) -> Result<Option<usize>, PortError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_the_other_end_has_not_read_is_seen() {
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let mut port = Port::new(near).unwrap();
+        assert!(port.all_read());
+        for length in [1, 60, 1500, FRAME_LIMIT] {
+            assert!(port.send(&vec![7; length]).unwrap());
+            assert!(port.send(&[8; 60]).unwrap());
+            let mut wire = vec![0; 4 + length + 4 + 60];
+            let (last, all) = wire.split_last_mut().unwrap();
+            assert!(!port.all_read());
+            far.read_exact(all).unwrap();
+            assert!(!port.all_read(), "a byte is left");
+            far.read_exact(std::slice::from_mut(last)).unwrap();
+            assert!(port.all_read());
+        }
+        while port.backlog() == 0 {
+            assert!(port.send(&[9; 1500]).unwrap());
+        }
+        let mut sink = vec![0; 1 << 20];
+        far.set_nonblocking(true).unwrap();
+        while far.read(&mut sink).is_ok() {}
+        assert!(!port.all_read(), "a part waits here");
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]

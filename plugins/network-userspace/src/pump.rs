@@ -1,10 +1,13 @@
 //! The thread that moves bytes, and the state it shares with the epoch verbs.
 
 use crate::buffer::{Buffer, Mode};
+use crate::copier::Copier;
 use crate::port::{Outcome, Port, PortError};
+use crate::recent::Repeat;
 use crate::settings::{Settings, UplinkKey};
 use crate::uplink::{Sent, Uplink, UplinkError};
-use aventine_api::{Context, Disengage, ErrorCode, Host, NetAttachment, PluginError};
+use crate::wire::Way;
+use aventine_api::{Context, Disengage, Epoch, ErrorCode, Host, NetAttachment, NetworkStats, PluginError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
@@ -16,7 +19,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 /// How long the end of holding waits for a stuck uplink.
 const FLUSH_LIMIT: Duration = Duration::from_millis(900);
@@ -61,6 +64,10 @@ pub(crate) struct Plumbing {
     pub(crate) buffer: Buffer,
     guest: Option<Port>,
     uplink: Option<Uplink>,
+    /// Primary: while the standby gets copies of frames.
+    copier: Option<Copier>,
+    /// Frames that earlier copiers did not copy.
+    uncopied: u64,
     host: Arc<dyn Host>,
     stop: bool,
 }
@@ -112,7 +119,8 @@ impl Pump {
         };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let host = Arc::clone(&context.host);
-        let plumbing = Plumbing { buffer, guest: None, uplink: Some(uplink), host, stop: false };
+        let uplink = Some(uplink);
+        let plumbing = Plumbing { buffer, guest: None, uplink, copier: None, uncopied: 0, host, stop: false };
         Ok(Pump { plumbing: Mutex::new(plumbing), door, wake })
     }
 
@@ -259,8 +267,64 @@ impl Plumbing {
         }
     }
 
+    /// From now on copies of frames go to `copier`; `None`: nowhere.
+    pub(crate) fn copy_to(&mut self, copier: Option<Copier>) {
+        let earlier = std::mem::replace(&mut self.copier, copier);
+        self.uncopied += earlier.map_or(0, |c| c.uncopied());
+    }
+
+    /// The guest is about to be paused.
+    pub(crate) fn pausing(&mut self) {
+        self.look_at_guest();
+        self.copier.iter_mut().for_each(Copier::pausing);
+    }
+
+    /// Notes it if the guest's side has read everything so far.
+    fn look_at_guest(&mut self) {
+        if let (Some(guest), Some(copier)) = (&self.guest, &mut self.copier)
+            && guest.all_read()
+        {
+            copier.all_taken();
+        }
+    }
+
+    /// Seals the buffer; the guest is paused, and what it sent before is in its socket.
+    pub(crate) fn seal(&mut self, epoch: Epoch) {
+        self.read_guest();
+        self.buffer.seal(epoch);
+        self.copier.iter_mut().for_each(|c| c.seal(epoch));
+    }
+
+    pub(crate) fn release(&mut self, epoch: Epoch) {
+        self.buffer.release(epoch);
+        self.copier.iter_mut().for_each(|c| c.released(epoch));
+        self.write_uplink();
+    }
+
+    /// This side owns the guest; `repeat` goes before all other frames.
+    pub(crate) fn activate(&mut self, repeat: Repeat) {
+        if self.buffer.mode() == Mode::Silent {
+            info!(
+                to_guest = repeat.to_guest.len(),
+                from_guest = repeat.from_guest.len(),
+                "frames are repeated for the guest that is taken over"
+            );
+        }
+        self.buffer.activate(repeat.from_guest);
+        if self.buffer.mode() == Mode::Passing {
+            repeat.to_guest.iter().for_each(|frame| self.give(frame));
+            self.write_uplink();
+        }
+    }
+
+    pub(crate) fn stats(&self) -> NetworkStats {
+        let uncopied = self.uncopied + self.copier.as_ref().map_or(0, Copier::uncopied);
+        NetworkStats { uncopied_frames: uncopied, ..self.buffer.stats }
+    }
+
     /// Ends holding. When the other side owns the guest the uplink is closed with what it still had to send.
     pub(crate) fn disengage(&mut self, why: Disengage) {
+        self.copy_to(None);
         self.buffer.disengage(why);
         if self.buffer.mode() == Mode::Silent {
             self.uplink = None;
@@ -272,7 +336,13 @@ impl Plumbing {
         let mut closed = false;
         if let Some(guest) = &mut self.guest {
             while self.buffer.has_room() && !closed {
-                match guest.read(|frame| self.buffer.push(frame)) {
+                let copier = &mut self.copier;
+                let take = |frame: &[u8]| {
+                    if self.buffer.push(frame) {
+                        copier.iter_mut().for_each(|c| c.copy(Way::FromGuest, frame));
+                    }
+                };
+                match guest.read(take) {
                     Ok(Outcome::More) => {}
                     Ok(Outcome::Empty) => break,
                     Ok(Outcome::Closed) => closed = true,
@@ -287,6 +357,7 @@ impl Plumbing {
         if closed {
             self.guest = None;
         }
+        self.copier.iter().for_each(Copier::flush);
         if self.buffer.wants_epoch() {
             self.host.request_epoch();
         }
@@ -317,22 +388,34 @@ impl Plumbing {
     }
 
     fn read_uplink(&mut self) {
-        let Some(uplink) = &mut self.uplink else { return };
+        self.look_at_guest();
+        let Some(mut uplink) = self.uplink.take() else { return };
         // Before a takeover, and after the other side's, the world's frames are not this guest's.
         let silent = self.buffer.mode() == Mode::Silent;
-        let (guest, stats) = (&mut self.guest, &mut self.buffer.stats);
         let result = uplink.read(|frame| {
-            let Some(guest) = guest.as_mut().filter(|_| !silent) else { return };
-            match guest.send(frame) {
-                Ok(true) => stats.received_frames += 1,
-                Ok(false) => {
-                    stats.dropped_frames += 1;
-                    debug!("a frame for the guest was lost: the guest does not read");
-                }
-                Err(error) => debug!(%error, "a frame for the guest was lost: its connection is ending"),
+            if !silent {
+                self.give(frame);
             }
         });
+        self.uplink = Some(uplink);
+        self.copier.iter().for_each(Copier::flush);
         self.uplink_gone(result.err());
+    }
+
+    /// Gives a frame to the guest.
+    fn give(&mut self, frame: &[u8]) {
+        let Some(guest) = &mut self.guest else { return };
+        match guest.send(frame) {
+            Ok(true) => {
+                self.buffer.stats.received_frames += 1;
+                self.copier.iter_mut().for_each(|c| c.copy(Way::ToGuest, frame));
+            }
+            Ok(false) => {
+                self.buffer.stats.dropped_frames += 1;
+                debug!("a frame for the guest was lost: the guest does not read");
+            }
+            Err(error) => debug!(%error, "a frame for the guest was lost: its connection is ending"),
+        }
     }
 
     fn uplink_gone(&mut self, why: Option<io::Error>) {

@@ -1,5 +1,7 @@
 //! The plugin through its trait, with real sockets at both ends.
 
+mod copies;
+
 use super::*;
 use aventine_api::Host;
 use std::io::{ErrorKind, Read, Write};
@@ -260,7 +262,7 @@ fn a_standby_is_silent_until_it_takes_over() {
     rig.guest = UnixStream::connect(path).unwrap();
     rig.guest.set_read_timeout(Some(LIMIT)).unwrap();
     await_guest(&rig.plugin);
-    rig.plugin.activate().unwrap();
+    rig.plugin.activate(Epoch(1)).unwrap();
     send(&mut rig.guest, 3, 60);
     send(&mut rig.world, 4, 60);
     assert_eq!(receive(&mut rig.world), 3);

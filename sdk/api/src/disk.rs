@@ -1,7 +1,7 @@
 use crate::{Disengage, Epoch, PluginError};
 use std::sync::Arc;
 
-/// Largest payload of one record on a disk's channel, in bytes.
+/// Largest payload of one record on a disk's or a network's channel, in bytes.
 pub const MAX_RECORD: usize = 4 << 20;
 
 /// What stands before a record's payload.
@@ -14,14 +14,14 @@ pub struct RecordHead {
     pub kind: u8,
 }
 
-/// The sending end of a disk's channel: ordered, framed and checksummed by the engine.
+/// The sending end of a disk's or a network's channel: ordered, framed and checksummed by the engine.
 pub trait RecordTx: Send {
     /// Sends one record whose payload is `parts` one after the other, at most [`MAX_RECORD`] bytes. Blocks while
     /// the other side or the link is slower (that is the back-pressure).
     fn send(&mut self, head: RecordHead, parts: &[&[u8]]) -> Result<(), PluginError>;
 }
 
-/// The receiving end of a disk's channel.
+/// The receiving end of a disk's or a network's channel.
 pub trait RecordRx: Send {
     /// Waits for the next record and replaces `payload` with its payload. `PeerLost` when the channel has ended.
     fn recv(&mut self, payload: &mut Vec<u8>) -> Result<RecordHead, PluginError>;

@@ -1,4 +1,4 @@
-use crate::{Epoch, PluginError};
+use crate::{Epoch, PluginError, RecordRx, RecordTx};
 use std::path::PathBuf;
 
 /// How the guest reaches a network buffer.
@@ -38,9 +38,16 @@ pub struct NetworkStats {
     pub received_frames: u64,
     /// Frames lost by the buffer or its uplink, ever. Never silent: an increase is logged and shown in status.
     pub dropped_frames: u64,
+    /// Frames of which the standby was given no copy, ever: see [`NetworkBuffer::replicate`]. Nothing is lost by it.
+    pub uncopied_frames: u64,
 }
 
 /// Holds what the guest sends until the epoch behind it is committed. Frames to the guest pass untouched.
+///
+/// A buffer may also give the standby copies of recent frames: of those to the guest, because a takeover resumes a guest
+/// that has not seen the last ones, and of those from it, because committed ones may not have left when the primary was
+/// lost. Repeating them at the takeover spares both ends their retransmission timers. It is best effort: nothing waits
+/// for it, and nothing depends on it. A frame that arrives twice is what networks do.
 ///
 /// ```text
 ///   passing ── engage ──► holding ── disengage(Owner) ──► passing
@@ -55,6 +62,18 @@ pub trait NetworkBuffer: Send {
 
     /// Where the guest connects. Valid from creation on.
     fn attachment(&self) -> NetAttachment;
+
+    /// Primary: from now on copies of recent frames also go to `tx`, on the plugin's own thread. Called in each session
+    /// before its first checkpoint, guest running or not. Slowness and loss of the channel only cost copies, which are
+    /// counted. Without it (the default) there are none.
+    fn replicate(&mut self, tx: Box<dyn RecordTx>) -> Result<(), PluginError> {
+        drop(tx);
+        Ok(())
+    }
+
+    /// Primary, guest running: it is about to be paused, and what happens from now on need not be in the checkpoint.
+    /// Bounded, no network I/O.
+    fn pausing(&mut self) {}
 
     /// Primary: from now on frames are held. Called once the first checkpoint of a session is committed, guest paused
     /// or running; the session's epochs are counted from 1. Idempotent. `Refused` after `disengage(NotOwner)`.
@@ -72,9 +91,17 @@ pub trait NetworkBuffer: Send {
     /// made sure that nothing can leave. Idempotent; the first reason in a session stands.
     fn disengage(&mut self, why: Disengage) -> Result<(), PluginError>;
 
-    /// Standby: this side now owns the guest; frames pass in both directions, nothing is held. Called before the
-    /// guest runs.
-    fn activate(&mut self) -> Result<(), PluginError>;
+    /// Standby: takes the primary's copies from `rx`, on the plugin's own thread. A channel that ends or is damaged ends
+    /// only the copies. Without it (the default) there are none.
+    fn receive(&mut self, rx: Box<dyn RecordRx>) -> Result<(), PluginError> {
+        drop(rx);
+        Ok(())
+    }
+
+    /// Standby: this side now owns the guest, at `epoch`; frames pass in both directions, nothing is held. Copies of
+    /// frames that the guest has not seen at `epoch` go to it, and those that it had sent by then may go out again,
+    /// before any others; copies of what it sent later never do. Called before the guest runs.
+    fn activate(&mut self, epoch: Epoch) -> Result<(), PluginError>;
 
     /// Counters. Never blocks.
     fn stats(&self) -> NetworkStats;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Connects the two hosts. One link carries one protected guest: a set of named, ordered byte channels.
 ///
-/// Names in use: `control` (heartbeats, acknowledgements, verdicts), `pages`, `disk:ID`. A bulk channel never delays
+/// Names in use: `control` (heartbeats, acknowledgements, verdicts), `pages`, `disk:ID`, `net:ID`. A bulk channel never delays
 /// another channel's bytes beyond what the wire itself does.
 pub trait Transport: Send {
     /// Primary: connects to the configured peer; tries until it answers or `limit` has passed (`TimedOut`).

@@ -177,7 +177,8 @@ impl Loop<'_> {
             disks.fold(memory, |(done, total), p| (done + p.done, total + p.total))
         });
         let networks = self.parts.networks.iter().map(|(_, n)| n.stats());
-        let (held, dropped) = networks.fold((0, 0), |(h, d), s| (h + s.held_bytes, d + s.dropped_frames));
+        let (held, dropped, uncopied) = networks
+            .fold((0, 0, 0), |(h, d, u), s| (h + s.held_bytes, d + s.dropped_frames, u + s.uncopied_frames));
         let mut measured = self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let status = &mut measured.status;
         status.state = state_name(self.machine.state()).to_owned();
@@ -195,6 +196,7 @@ impl Loop<'_> {
             warn!(frames = dropped - status.dropped_frames, "a network buffer or its uplink lost frames");
         }
         status.dropped_frames = dropped;
+        status.uncopied_frames = uncopied;
     }
 }
 

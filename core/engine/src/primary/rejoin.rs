@@ -2,7 +2,7 @@
 //! answers at the peer's address, while the guest runs.
 //!
 //! ```text
-//!  Alone ── dial ─► linked ── agree · replicate disks · ready ─► Copying ─► … as in the first session
+//!  Alone ── dial ─► linked ── agree · replicate · ready ─► Copying ─► … as in the first session
 //!    ▲                                  │ failed
 //!    └────────── twice as long ─────────┘
 //! ```
@@ -59,8 +59,8 @@ impl Loop<'_> {
             events: self.events,
             gives_up: &gives_up,
         };
-        let Some(link) = link::agree(&terms, link, number, &self.parts.disks)? else { return Ok(()) };
-        replicate(&mut self.parts, link.disks)?;
+        let Some(mut link) = link::agree(&terms, link, number, &self.parts)? else { return Ok(()) };
+        replicate(&mut self.parts, &mut link)?;
         link::await_ready(&terms, number)?;
         let (guest, pages) = (self.parts.guest.as_mut(), self.memory.pages());
         let copy = match self.base.take() {

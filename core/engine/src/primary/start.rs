@@ -57,10 +57,10 @@ pub(crate) fn begin(stage: &Stage<'_>, record: &mut Record) -> Result<Left, Engi
         events: &events,
         gives_up: &gives_up,
     };
-    let Some(link) = link::agree(&terms, link, 0, &parts.disks)? else {
+    let Some(mut link) = link::agree(&terms, link, 0, &parts)? else {
         return Ok(Left::Ended(End::Stopped));
     };
-    replicate(&mut parts, link.disks)?;
+    replicate(&mut parts, &mut link)?;
     parts.start(state_dir)?;
     if !link::await_ready(&terms, 0)? {
         return Ok(Left::Ended(End::Stopped));

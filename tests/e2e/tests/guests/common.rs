@@ -106,22 +106,35 @@ pub(crate) fn took_over(status: &Status) -> bool {
     status.side == "primary"
 }
 
-/// A client of the guest's own workload.
+/// A client of the guest's own workload, or of another program there that talks in lines.
 pub(crate) struct Workload(BufReader<TcpStream>);
 
 impl Workload {
     pub(crate) fn connect(lab: &Lab) -> Workload {
+        Workload::on_port(lab, 7777)
+    }
+
+    pub(crate) fn on_port(lab: &Lab, port: u16) -> Workload {
         let end = Instant::now() + STARTUP;
         loop {
-            match lab.network().client.enter(|| TcpStream::connect((Site::FIRST.address(), 7777))).unwrap() {
+            match lab.network().client.enter(|| TcpStream::connect((Site::FIRST.address(), port))).unwrap() {
                 Ok(stream) => {
                     stream.set_read_timeout(Some(LIMIT)).unwrap();
                     return Workload(BufReader::new(stream));
                 }
-                Err(error) => assert!(Instant::now() < end, "the workload is not there: {error}"),
+                Err(error) => assert!(Instant::now() < end, "nothing is there on port {port}: {error}"),
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Whether some of the next answer is here.
+    pub(crate) fn is_answered(&self) -> bool {
+        let stream = self.0.get_ref();
+        stream.set_nonblocking(true).unwrap();
+        let peeked = stream.peek(&mut [0]).is_ok();
+        stream.set_nonblocking(false).unwrap();
+        peeked
     }
 
     pub(crate) fn send(&mut self, request: &str) {

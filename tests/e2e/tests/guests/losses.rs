@@ -24,6 +24,33 @@ fn survives_twenty_random_kills() {
 }
 
 #[test]
+fn requests_that_the_primary_had_taken_are_answered_without_being_sent_again() {
+    const REQUESTS: u64 = 64;
+    // In an epoch this long, answers are held when the host is lost.
+    let lab = Lab::new(&Parts { interval: "1s".into(), ..parts("in-flight") }).unwrap();
+    let guest = Site::FIRST.address();
+    let mut random = Random::new();
+    for round in 1..=3 {
+        let mut pair = lab.start().unwrap();
+        let mut redis = Workload::on_port(&lab, 6379);
+        assert_eq!(redis.ask("INCR n", ":"), 1);
+        thread::sleep(Duration::from_millis(random.below(1000)));
+        redis.send(&["INCR n"; REQUESTS as usize].join("\n"));
+        // From here on nothing can be sent a second time.
+        lab.network().mute_client(guest).unwrap();
+        // The answers are held in the open epoch, or let out already with one that ended just now.
+        let answered = |status: &Status| status.held_bytes > 4 * REQUESTS || redis.is_answered();
+        pair.primary.wait_for("the answers", LIMIT, answered).unwrap();
+        pair.fail_over(random.below(2) == 0).unwrap();
+        for n in 2..2 + REQUESTS {
+            assert_eq!(redis.answer(":"), n, "round {round}");
+        }
+        lab.network().unmute_client(guest).unwrap();
+        assert_eq!(redis.ask("INCR n", ":"), 2 + REQUESTS, "each was carried out once");
+    }
+}
+
+#[test]
 fn disk_and_memory_come_from_one_epoch() {
     let lab = lab("disk");
     let mut random = Random::new();
