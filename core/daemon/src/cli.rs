@@ -66,6 +66,20 @@ If it cannot be done, the guest runs on here.")]
         #[command(flatten)]
         which: Which,
     },
+    /// Find what a crash left of a guest on this host, remove it or finish it
+    #[command(after_help = "\
+Example:
+  aventine reclaim /etc/aventine/web.toml
+
+Removes sockets that nobody answers on. Asks the arbiter about a session that was left open, which decides for good who owns
+the guest, as the next start would. Says which disks a guest cannot be started from.")]
+    Reclaim {
+        #[command(flatten)]
+        run: Run,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// List the plugins
     #[command(after_help = "Example:\n  aventine plugins --json")]
     Plugins {

@@ -12,6 +12,7 @@ mod output;
 mod place;
 mod progress;
 mod query;
+mod reclaim;
 mod run;
 mod signals;
 
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Command::Status { which, json } => query::status(&which, json),
         Command::Stop { which } => query::stop(&which),
         Command::Handover { which } => query::handover(&which),
+        Command::Reclaim { run, json } => reclaim::reclaim(&run, json),
         Command::Plugins { json } => {
             print(list::plugins(json));
             Exit::Done

@@ -128,11 +128,14 @@ impl Attendant {
         };
         let (ended, watch) = watch::channel(false);
         let work = async move {
+            let mut progress = Progress::new(Instant::now());
             tokio::select! {
                 () = admin::serve(listener, control.clone(), watch) => {}
                 () = signals.obey(control.clone()) => {}
-                () = tell_progress(control) => {}
+                () = tell_progress(&control, &mut progress) => {}
             }
+            // What happened since the last look is told as well.
+            look(&control, &mut progress);
         };
         let thread = thread::Builder::new()
             .name("admin".into())
@@ -153,15 +156,19 @@ impl Attendant {
 }
 
 /// Tells about the status, for ever.
-async fn tell_progress(control: Control) {
-    let mut progress = Progress::new(Instant::now());
-    let mut look = tokio::time::interval(LOOK);
+async fn tell_progress(control: &Control, progress: &mut Progress) {
+    let mut due = tokio::time::interval(LOOK);
     loop {
-        look.tick().await;
-        match progress.line(&control.status(), Instant::now()) {
-            Some(Line::Tell(text)) => tell(text),
-            Some(Line::Log(text)) => info!("{text}"),
-            None => {}
-        }
+        due.tick().await;
+        look(control, progress);
+    }
+}
+
+/// Tells what is new in the status.
+fn look(control: &Control, progress: &mut Progress) {
+    match progress.line(&control.status(), Instant::now()) {
+        Some(Line::Tell(text)) => tell(text),
+        Some(Line::Log(text)) => info!("{text}"),
+        None => {}
     }
 }

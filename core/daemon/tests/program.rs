@@ -250,6 +250,39 @@ fn a_standby_ends_on_signals_and_what_a_killed_one_leaves_is_no_obstacle() {
 }
 
 #[test]
+fn what_a_killed_program_left_is_reclaimed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, state_dir) = (config(&dir), path(&dir, "state"));
+    let reclaim = |more: &[&str]| {
+        let args = ["reclaim".as_ref(), config.as_os_str(), "--state-dir".as_ref(), state_dir.as_os_str()];
+        run(&args.into_iter().chain(more.iter().map(OsStr::new)).collect::<Vec<_>>())
+    };
+    let mut running = Running::start("standby", &config, state_dir.clone(), "waiting");
+    let (code, _, err) = reclaim(&[]);
+    assert_eq!(code, 1, "what runs is left alone");
+    assert!(err.contains(&format!("process {}", running.pid())), "{err}");
+    running.signal(Signal::KILL);
+    running.end();
+
+    // As if it had been a primary: the arbiter, a directory, has not been asked about the session yet.
+    fs::write(state_dir.join("session"), "00112233445566778899aabbccddeeff\n").unwrap();
+    let (code, out, err) = reclaim(&["--json"]);
+    assert_eq!(code, 0, "{err}");
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(found["sockets"], serde_json::json!([state_dir.join("admin.sock")]));
+    assert_eq!(found["session"], serde_json::json!({ "ours": "00112233445566778899aabbccddeeff" }));
+    assert!(!state_dir.join("session").exists() && !state_dir.join("admin.sock").exists());
+    let (code, out, _) = reclaim(&[]);
+    assert_eq!(code, 0);
+    assert!(out.starts_with("web, ") && out.ends_with("  nothing was left behind\n"), "{out}");
+
+    fs::write(state_dir.join("session"), "nonsense").unwrap();
+    let (code, out, _) = reclaim(&[]);
+    assert_eq!(code, 1);
+    assert!(out.contains("is not settled") && out.contains("does not hold a session id"), "{out}");
+}
+
+#[test]
 fn a_primary_without_a_standby_ends_on_the_first_interrupt() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(&dir);

@@ -133,18 +133,24 @@ impl Record {
     /// Settles the session that a crash left open, if there is one: either this side owns the guest now, for ever,
     /// or the answer is an error.
     pub(crate) fn settle(&mut self, arbiter: &mut dyn Arbiter) -> Result<(), RecordError> {
-        let text = match fs::read(&self.path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(RecordError::Io { path: self.path.clone(), source }),
-        };
-        let session = parse(text.trim()).ok_or_else(|| RecordError::Damaged { path: self.path.clone() })?;
+        let Some(session) = self.session()? else { return Ok(()) };
         match arbiter.claim(session, Side::Primary) {
             Ok(Verdict::Won) => self.end(),
             Ok(Verdict::Lost) => Err(RecordError::Taken { session, path: self.path.clone() }),
             Ok(Verdict::Undecided) => Err(RecordError::Undecided { session }),
             Err(source) => Err(RecordError::Arbiter { session, source }),
         }
+    }
+
+    /// The session that is open, if one is.
+    pub(crate) fn session(&self) -> Result<Option<SessionId>, RecordError> {
+        let text = match fs::read(&self.path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RecordError::Io { path: self.path.clone(), source }),
+        };
+        let damaged = || RecordError::Damaged { path: self.path.clone() };
+        parse(text.trim()).ok_or_else(damaged).map(Some)
     }
 
     /// Records that `session` is open. On stable storage on return.

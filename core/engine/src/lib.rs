@@ -24,6 +24,7 @@ mod memory;
 mod parts;
 mod primary;
 mod receiver;
+mod reclaim;
 mod roles;
 mod sender;
 mod silence;
@@ -43,6 +44,7 @@ pub use arbiter::RecordError;
 pub use control::{AuditStatus, Command, Control, Inbox, Quantiles, Status, command_channel};
 pub use link::HandshakeError;
 pub use parts::PluginFailure;
+pub use reclaim::{ReclaimError, Reclaimed, Settled, reclaim};
 
 /// How an engine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -143,6 +143,15 @@ impl Maker<'_> {
         make!(self, &self.config.codec, 0, Codec)
     }
 
+    /// The disks that cannot be what a guest starts from, and why.
+    pub(crate) fn broken_disks(&self) -> Vec<(String, String)> {
+        let made = |(position, disk): (usize, &Instance)| {
+            let made: Result<Box<dyn Disk>, PluginFailure> = (|| make!(self, disk, position, Disk))();
+            made.err().map(|failure| (disk.id.clone(), failure.chain()))
+        };
+        self.config.disks.iter().enumerate().filter_map(made).collect()
+    }
+
     /// The guest and its buffers.
     pub(crate) fn parts(&self) -> Result<Parts, PluginFailure> {
         let networks = self.config.networks.iter().enumerate();

@@ -203,6 +203,8 @@ struct Loop<'a> {
     dialer: Dialer,
     /// How long to wait before a lost standby is looked for; `None`: it is not, because protection was ended.
     redial: Option<Duration>,
+    /// When protection was last complete.
+    protected_at: Option<Instant>,
     record: &'a mut Record,
     /// What memory was when the guest was taken over; offered to the first standby after that.
     base: Option<Base>,

@@ -21,7 +21,7 @@
 //! | code | claim | probe |
 //! |---|---|---|
 //! | 0 | the asking side owns the guest | claims can be answered |
-//! | 1 | the **other side** owns the guest | an error |
+//! | 10 | the **other side** owns the guest | an error |
 //! | 75 | undecided: ask again | an error |
 //! | any other, or a signal | an error: nothing is known, ask again | an error |
 //!
@@ -34,13 +34,12 @@
 //! hosts get the same answer however often, whenever and in whatever order they ask, also after crashes of either host
 //! and of whatever the program asks, and also after a claim that was killed half-way. So it needs an atomic
 //! test-and-set, with a durable record, in a place that survives either host. Power alone is none: a host that was
-//! switched off asks about its last session when it comes back, and must hear 1. And 1 must mean that the other side has
-//! won, never that something went wrong: **many programs end with 1 for any failure**, the usual fence agents and
-//! scripts with `set -e` among them; wrap those, so that their failures become another code.
+//! switched off asks about its last session when it comes back, and must hear 10. That code is one with which programs do not
+//! end by accident: a failure, which is 1 for most of them, must never look like a verdict.
 //!
 //! ```text
 //!  claim ─► verdict remembered? ─ yes ──────────────────────────────────────────────────────► the verdict
-//!                 └ no ─► run ─► ended ────────► its group is killed ─► collected ─► 0 or 1 ─► remembered ─┘
+//!                 └ no ─► run ─► ended ────────► its group is killed ─► collected ─► 0, 10 ─► remembered ─┘
 //!                          └───► timeout ──────► its group is killed ─► collected ─► an error
 //! ```
 //! Invariants:
@@ -75,7 +74,7 @@ aventine_api::inventory::submit! {
 }
 
 const WON: i32 = 0;
-const LOST: i32 = 1;
+const LOST: i32 = 10;
 /// `EX_TEMPFAIL` of sysexits.h.
 const UNDECIDED: i32 = 75;
 

@@ -73,9 +73,9 @@ fn exit_codes_are_answers() {
     };
     for side in [Side::Primary, Side::Standby] {
         assert_eq!(claim("0", side).unwrap(), Verdict::Won);
-        assert_eq!(claim("1", side).unwrap(), Verdict::Lost);
+        assert_eq!(claim("10", side).unwrap(), Verdict::Lost);
         assert_eq!(claim("75", side).unwrap(), Verdict::Undecided);
-        for code in ["2", "74", "76", "127", "255"] {
+        for code in ["1", "2", "74", "76", "127", "255"] {
             let error = claim(code, side).unwrap_err();
             assert_eq!(error.code(), ErrorCode::Unavailable);
             let text = error.to_string();
@@ -94,7 +94,7 @@ fn exit_codes_are_answers() {
 fn a_probe_is_answered_by_zero_alone() {
     let dir = tempfile::tempdir().unwrap();
     let mut arbiter = script(dir.path(), "exit $(cat code)");
-    for (code, is_fine) in [("0", true), ("1", false), ("75", false), ("9", false)] {
+    for (code, is_fine) in [("0", true), ("10", false), ("1", false), ("75", false), ("9", false)] {
         fs::write(dir.path().join("code"), code).unwrap();
         assert_eq!(arbiter.probe().is_ok(), is_fine, "{code}");
     }
@@ -132,12 +132,12 @@ fn a_verdict_is_remembered_and_nothing_else() {
     };
     assert_eq!(claim("75", 1, Side::Primary).unwrap(), Verdict::Undecided);
     claim("9", 1, Side::Primary).unwrap_err();
-    assert_eq!(claim("1", 1, Side::Primary).unwrap(), Verdict::Lost);
+    assert_eq!(claim("10", 1, Side::Primary).unwrap(), Verdict::Lost);
     assert_eq!(claim("0", 2, Side::Primary).unwrap(), Verdict::Won);
     for _ in 0..2 {
         assert_eq!(claim("0", 1, Side::Primary).unwrap(), Verdict::Lost);
         assert_eq!(claim("0", 1, Side::Standby).unwrap(), Verdict::Won);
-        assert_eq!(claim("1", 2, Side::Primary).unwrap(), Verdict::Won);
+        assert_eq!(claim("10", 2, Side::Primary).unwrap(), Verdict::Won);
     }
     assert_eq!(read(dir.path(), "runs").len(), 4);
 }
@@ -159,7 +159,7 @@ fn at_the_timeout_the_whole_group_is_killed() {
     let outer = read(dir.path(), "outer");
     assert!(!Path::new(&format!("/proc/{}", outer.trim())).exists(), "it was not collected");
     // Nothing is known, and it can be asked again.
-    fs::write(dir.path().join("script"), "exit 1").unwrap();
+    fs::write(dir.path().join("script"), "exit 10").unwrap();
     assert_eq!(arbiter.claim(session(1), Side::Primary).unwrap(), Verdict::Lost);
 }
 
@@ -230,7 +230,7 @@ const FIRST_WINS: &str = "
     rm -f \"made.$$\"
     case \"$(cat \"$AVENTINE_SESSION\")\" in
     \"$AVENTINE_SIDE\") exit 0 ;;
-    \"$AVENTINE_OTHER_SIDE\") exit 1 ;;
+    \"$AVENTINE_OTHER_SIDE\") exit 10 ;;
     esac
     exit 70";
 

@@ -19,6 +19,8 @@ struct Keys {
     ca: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
+    #[serde(default)]
+    unsafe_plaintext: bool,
 }
 
 /// A checked configuration.
@@ -33,7 +35,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn parse(text: &str) -> Result<Settings, ConfigError> {
-        let Keys { endpoints, prefix, ca, cert, key } = parse_config(text)?;
+        let Keys { endpoints, prefix, ca, cert, key, unsafe_plaintext } = parse_config(text)?;
         if !(1..=MAX_ENDPOINTS).contains(&endpoints.len()) {
             let message = format!("there are {} endpoints", endpoints.len());
             let help = format!("name 1 to {MAX_ENDPOINTS} members of the cluster");
@@ -48,6 +50,12 @@ impl Settings {
             let endpoint = parse_endpoint(endpoint).map_err(wrong)?;
             if checked.contains(&endpoint) {
                 return Err(wrong("is there twice"));
+            }
+            if endpoint.starts_with("http:") && !unsafe_plaintext {
+                let help = "use https, or say `unsafe_plaintext = true`: whoever is on the wire can then forge a verdict, \
+                            and have both hosts own the guest";
+                let message = format!("{endpoint:?} is not encrypted");
+                return Err(ConfigError::bad_value(&["endpoints", &at.to_string()], message, Some(help)));
             }
             checked.push(endpoint);
         }
@@ -127,7 +135,8 @@ mod tests {
 
     #[test]
     fn what_is_there_is_understood() {
-        let plain = Settings::parse("endpoints = ['http://etcd.example:2379/', 'http://[::1]:1']").unwrap();
+        let plain = "unsafe_plaintext = true\nendpoints = ['http://etcd.example:2379/', 'http://[::1]:1']";
+        let plain = Settings::parse(plain).unwrap();
         let endpoints = vec!["http://etcd.example:2379".to_owned(), "http://[::1]:1".to_owned()];
         assert_eq!(plain, Settings { endpoints, prefix: "/aventine/".into(), tls: None });
         let text = "endpoints = ['https://10.0.0.1:2379']\nprefix = 'p'\nca = 'ca.pem'";
@@ -143,6 +152,8 @@ mod tests {
         let one = "endpoints = ['http://a:1']";
         let many = format!("endpoints = {:?}", (1..=10).map(|n| format!("http://a:{n}")).collect::<Vec<_>>());
         let long = format!("{one}\nprefix = '{}'", "x".repeat(257));
+        let refused = Settings::parse(one).unwrap_err();
+        assert!(refused.to_string().contains("is not encrypted"), "{refused}");
         for (text, path, says) in [
             ("endpoints = []", vec!["endpoints"], "0 endpoints"),
             (&many, vec!["endpoints"], "10 endpoints"),
@@ -165,7 +176,7 @@ mod tests {
             ("endpoints = ['https://a:1']\nca = 'x'\ncert = 'y'", vec!["cert"], "without `key`"),
             ("endpoints = ['https://a:1']\nca = 'x'\nkey = 'y'", vec!["key"], "without `cert`"),
         ] {
-            let error = Settings::parse(text).unwrap_err();
+            let error = Settings::parse(&format!("unsafe_plaintext = true\n{text}")).unwrap_err();
             assert_eq!(error.path, path, "{text}");
             assert!(error.to_string().contains(says), "{text}: {error}");
         }

@@ -10,8 +10,8 @@
 //! key = "etcd.key"
 //! ```
 //! **The endpoints must be members of one cluster, the same on both hosts**, with more than half of its members on
-//! neither host: a cluster that dies with a host decides nothing. An endpoint is any member, leader or not. With
-//! `http`, whoever is on the wire can forge a verdict: use it on a wire that nobody else can reach.
+//! neither host: a cluster that dies with a host decides nothing. An endpoint is any member, leader or not. An `http`
+//! endpoint takes `unsafe_plaintext = true`: whoever is on the wire can forge a verdict.
 //!
 //! ```text
 //!  PREFIX GUEST / SESSION      the verdict: `SESSION primary` or `SESSION standby`; never changed or removed

@@ -25,6 +25,14 @@ pub(super) const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
 impl Loop<'_> {
+    /// A standby that failed is looked for later and later, unless it had done well for a while: each attempt costs a full
+    /// copy.
+    pub(super) fn standby_failed(&mut self) {
+        let done_well = |delay: &Duration| self.protected_at.is_some_and(|at| at.elapsed() > *delay * 10);
+        self.redial =
+            self.redial.map(|d| if done_well(&d) { FIRST_DELAY } else { (d * 2).min(LONGEST_DELAY) });
+    }
+
     /// A standby answered. Failing leaves everything as it was, and looks for a standby again later.
     pub(super) fn linked(&mut self, link: Box<dyn Link>) {
         let Some(delay) = self.redial.filter(|_| *self.machine.state() == PrimaryState::Alone) else {

@@ -145,6 +145,7 @@ impl<'a> Loop<'a> {
             arbiter: Claimant::start(arbiter, Side::Primary, answer),
             dialer: Dialer::start(transport, to_loop.clone()),
             redial: Some(rejoin::FIRST_DELAY),
+            protected_at: None,
             next_epoch: now,
             paused_at: now,
             reported: now,

@@ -31,6 +31,7 @@ impl Loop<'_> {
             Event::Message(_, _, Message::TookOver) => self.step(PrimaryEvent::TakenOver),
             Event::Message(_, _, Message::Failed(why)) => {
                 self.detail(format!("the standby failed: {why}"));
+                self.standby_failed();
                 self.step(PrimaryEvent::StandbyRenounced)
             }
             Event::Message(_, epoch, Message::Diverged { total, pages }) if self.audit.is_some() => {
@@ -154,7 +155,7 @@ impl Loop<'_> {
             }
             PrimaryState::Protected => {
                 self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).status.detail.clear();
-                self.redial = Some(FIRST_DELAY);
+                self.protected_at = Some(Instant::now());
             }
             PrimaryState::Ending(_) => self.redial = None,
             PrimaryState::HandingOver => self.floor = None,
@@ -211,6 +212,7 @@ impl Loop<'_> {
     pub(super) fn link_lost(&mut self, why: &str) -> Result<(), EngineError> {
         if self.link.heartbeat.is_some() {
             self.detail(format!("the standby is lost: {why}"));
+            self.redial = self.redial.map(|_| FIRST_DELAY);
         }
         self.step(PrimaryEvent::LinkLost)
     }
