@@ -34,7 +34,7 @@ const FIRST_PORT: usize = 7400;
 /// Bytes of the guest's disk.
 const DISK: u64 = 64 << 20;
 /// RAM of the guest.
-const RAM: &str = "128M";
+const RAM: &str = "192M";
 /// A machine without anything that is not needed: a quick boot and a small device state.
 const MACHINE: &str = "pc,usb=off,vmport=off";
 /// The clock that goes on most evenly in another QEMU process is HPET: unlike the TSC it follows the guest's own time.
@@ -257,6 +257,28 @@ impl Lab {
     /// Starts a process on a host, in its directory for a guest.
     pub fn node(&self, host: Host, site: Site, role: Role) -> Result<Node, NodeError> {
         Node::start(&self.parts.program, self.network.host(host), &self.dir(host, site), role)
+    }
+
+    /// Both hosts' way to the arbiter goes away, as a file server's network does.
+    pub fn block_arbiter(&self, site: Site) -> Result<(), LabError> {
+        [Host::A, Host::B].into_iter().try_for_each(|host| self.block_arbiter_of(host, site))
+    }
+
+    /// The way of one host goes away.
+    pub fn block_arbiter_of(&self, host: Host, site: Site) -> Result<(), LabError> {
+        let path = self.dir(host, site).join("arbiter");
+        fs::remove_file(&path).map_err(|source| LabError::Files { path, source })
+    }
+
+    /// It is there again.
+    pub fn unblock_arbiter(&self, site: Site) -> Result<(), LabError> {
+        [Host::A, Host::B].into_iter().try_for_each(|host| self.unblock_arbiter_of(host, site))
+    }
+
+    /// The way of one host is there again.
+    pub fn unblock_arbiter_of(&self, host: Host, site: Site) -> Result<(), LabError> {
+        let path = self.dir(host, site).join("arbiter");
+        symlink("../arbiter", &path).map_err(|source| LabError::Files { path, source })
     }
 
     fn await_protection(&self, pair: &mut Pair) -> Result<(), LabError> {

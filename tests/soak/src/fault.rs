@@ -24,18 +24,21 @@ pub(crate) enum Fault {
     StandbyGuest,
     /// The link is cut, one way or both.
     Cut,
+    /// The link is cut while neither host reaches the arbiter, for a while.
+    Arbiter,
     /// The guest is handed over.
     Handover,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 7] = [
+    pub(crate) const ALL: [Fault; 8] = [
         Fault::Kill,
         Fault::Controller,
         Fault::Guest,
         Fault::Standby,
         Fault::StandbyGuest,
         Fault::Cut,
+        Fault::Arbiter,
         Fault::Handover,
     ];
 
@@ -53,6 +56,18 @@ impl Fault {
                 lab.network().cut(cut)?;
                 let moved = settle(pair);
                 lab.network().heal(cut)?;
+                return moved;
+            }
+            Fault::Arbiter => {
+                lab.block_arbiter(pair.site)?;
+                lab.network().cut(Cut::Both)?;
+                for node in [&mut pair.primary, &mut pair.standby] {
+                    node.wait_for("asking the arbiter", LIMIT, |status| status.state == "resolving")?;
+                }
+                thread::sleep(Duration::from_millis(random.random_range(0..1000)));
+                lab.unblock_arbiter(pair.site)?;
+                let moved = settle(pair);
+                lab.network().heal(Cut::Both)?;
                 return moved;
             }
             Fault::Handover => {
@@ -78,7 +93,7 @@ impl Fault {
         match self {
             Fault::Kill | Fault::Controller | Fault::Standby => Ok(lab.restart_standby(pair)?),
             // They come back by themselves.
-            Fault::Guest | Fault::StandbyGuest | Fault::Cut | Fault::Handover => Ok(()),
+            Fault::Guest | Fault::StandbyGuest | Fault::Cut | Fault::Arbiter | Fault::Handover => Ok(()),
         }
     }
 }

@@ -5,10 +5,8 @@ use aventine_demo::lab::{Lab, Pair, Parts, Site};
 use aventine_demo::network::{Cut, Host};
 use aventine_demo::node::{Node, Role};
 use aventine_engine::Status;
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -36,6 +34,7 @@ fn settle(pair: &mut Pair) -> Role {
 }
 
 /// One guest and one client, from host to host: whichever side wins, protection comes back with the link.
+/// `AVENTINE_ROUNDS=10000 cargo xtask test --profile long -E "test(cuts_leave)"` makes it a long run.
 #[test]
 fn cuts_leave_one_owner_and_one_history() {
     let lab = lab("cuts");
@@ -117,15 +116,6 @@ fn swallowed_bytes_let_no_frame_out_and_mute_nobody() {
     }
 }
 
-/// A host's way to the arbiter goes away, as a file server's network does.
-pub(crate) fn block_arbiter(lab: &Lab, host: Host) {
-    fs::remove_file(lab.dir(host, Site::FIRST).join("arbiter")).unwrap();
-}
-
-pub(crate) fn unblock_arbiter(lab: &Lab, host: Host) {
-    symlink("../arbiter", lab.dir(host, Site::FIRST).join("arbiter")).unwrap();
-}
-
 /// How often a side has asked the arbiter in vain.
 fn asked_in_vain(node: &Node) -> usize {
     node.printed().matches("the arbiter cannot be asked").count()
@@ -135,9 +125,7 @@ fn asked_in_vain(node: &Node) -> usize {
 fn nobody_goes_on_while_the_arbiter_cannot_be_asked() {
     let lab = lab("arbiter");
     let (mut pair, load) = with_load(&lab);
-    for host in [Host::A, Host::B] {
-        block_arbiter(&lab, host);
-    }
+    lab.block_arbiter(Site::FIRST).unwrap();
     lab.network().cut(Cut::Both).unwrap();
     for node in [&mut pair.primary, &mut pair.standby] {
         node.wait_for("asking the arbiter", LIMIT, |status| status.state == "resolving").unwrap();
@@ -151,9 +139,7 @@ fn nobody_goes_on_while_the_arbiter_cannot_be_asked() {
     for node in [&pair.primary, &pair.standby] {
         assert_eq!(node.status().unwrap().state, "resolving");
     }
-    for host in [Host::A, Host::B] {
-        unblock_arbiter(&lab, host);
-    }
+    lab.unblock_arbiter(Site::FIRST).unwrap();
     let owner = settle(&mut pair);
     println!("{owner:?} owns the guest");
     lab.network().heal(Cut::Both).unwrap();
@@ -165,7 +151,7 @@ fn the_side_that_reaches_the_arbiter_owns_the_guest() {
     let lab = lab("arbiter-one");
     for (host, owner) in [(Host::A, Role::Standby), (Host::B, Role::Protect)] {
         let (mut pair, load) = with_load(&lab);
-        block_arbiter(&lab, host);
+        lab.block_arbiter_of(host, Site::FIRST).unwrap();
         lab.network().cut(Cut::Both).unwrap();
         let (owning, other) = match owner {
             Role::Protect => (&mut pair.primary, &mut pair.standby),
@@ -177,7 +163,7 @@ fn the_side_that_reaches_the_arbiter_owns_the_guest() {
         let asked = asked_in_vain(other);
         wait_until("another question", || asked_in_vain(other) > asked);
         assert_eq!(other.status().unwrap().state, "resolving", "no verdict, no guest");
-        unblock_arbiter(&lab, host);
+        lab.unblock_arbiter_of(host, Site::FIRST).unwrap();
         assert_eq!(settle(&mut pair), owner);
         lab.network().heal(Cut::Both).unwrap();
         assert_undisturbed(&finish(&lab, load));

@@ -52,9 +52,10 @@ fn a_guest_that_reboots_or_panics_and_reboots_stays_protected() {
     let lab = Lab::new(&parts).unwrap();
     let mut pair = lab.start().unwrap();
     let rebooted = |pair: &Pair| pair.primary.printed().matches("the guest rebooted").count();
-    for (number, request) in (1..).zip(["reboot", "panic"]) {
+    for request in ["reboot", "panic"] {
+        let before = rebooted(&pair);
         Workload::connect(&lab).send(request);
-        wait_until("a reboot", || rebooted(&pair) == number);
+        wait_until("a reboot", || rebooted(&pair) > before);
         Workload::connect(&lab);
         assert_eq!(pair.primary.status().unwrap().state, "protected");
     }

@@ -130,6 +130,8 @@ fn a_killed_controller_takes_its_guest_along_and_comes_back_as_the_standby() {
     assert_eq!(pair.standby.status().unwrap().side, "standby");
     let said = pair.standby.printed();
     assert!(said.contains("The other host took this guest over"), "{said}");
+    // Only a later epoch than the first can be taken over.
+    load.wait_answers(SOME, LIMIT).unwrap();
     pair.fail_over(false).unwrap();
     assert_undisturbed(&finish(&lab, load));
 }

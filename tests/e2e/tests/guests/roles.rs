@@ -1,7 +1,7 @@
 //! Hosts that change roles: the survivor protects again, and a guest is handed over.
 
 use crate::common::*;
-use crate::cuts::{block_arbiter, unblock_arbiter};
+use aventine_demo::lab::Site;
 use aventine_demo::network::Host;
 use std::thread;
 use std::time::Duration;
@@ -43,17 +43,17 @@ fn a_handover_that_cannot_be_leaves_the_guest_where_it_is() {
     let lab = lab("no-handover");
     let (mut pair, load) = with_load(&lab);
     // Without the arbiter nobody may be asked to take over.
-    block_arbiter(&lab, Host::A);
+    lab.block_arbiter_of(Host::A, Site::FIRST).unwrap();
     let refused = pair.primary.hand_over().unwrap_err().to_string();
     assert!(refused.contains("the arbiter cannot be asked"), "{refused}");
     assert_eq!(pair.primary.status().unwrap().state, "protected");
-    unblock_arbiter(&lab, Host::A);
+    lab.unblock_arbiter_of(Host::A, Site::FIRST).unwrap();
     // A standby that cannot ask falls silent: the primary asks as well, wins, and the guest runs on.
-    block_arbiter(&lab, Host::B);
+    lab.block_arbiter_of(Host::B, Site::FIRST).unwrap();
     let refused = pair.primary.hand_over().unwrap_err().to_string();
     assert!(refused.contains("the guest runs on here"), "{refused}");
     load.wait_answers(SOME, LIMIT).unwrap();
-    unblock_arbiter(&lab, Host::B);
+    lab.unblock_arbiter_of(Host::B, Site::FIRST).unwrap();
     pair.wait_protected().unwrap();
     // A standby has nothing to hand over.
     let refused = pair.standby.hand_over().unwrap_err().to_string();
