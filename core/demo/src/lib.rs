@@ -142,7 +142,7 @@ fn round(lab: &Lab, random: &mut StdRng) -> Result<Round, DemoError> {
     eprintln!("  {} writes read back, {} lost, {connection}", outcome.acknowledged, outcome.lost);
     let taken_over = pair.standby.status()?;
     Ok(Round {
-        epochs: taken_over.committed,
+        epochs: after.committed,
         watched: (after.committed - before.committed, watched),
         acknowledged: outcome.acknowledged,
         lost: outcome.lost,
