@@ -146,7 +146,7 @@ impl Maker<'_> {
     /// The disks that cannot be what a guest starts from, and why.
     pub(crate) fn broken_disks(&self) -> Vec<(String, String)> {
         let made = |(position, disk): (usize, &Instance)| {
-            let made: Result<Box<dyn Disk>, PluginFailure> = (|| make!(self, disk, position, Disk))();
+            let made: Result<Box<dyn Disk>, PluginFailure> = make!(self, disk, position, Disk);
             made.err().map(|failure| (disk.id.clone(), failure.chain()))
         };
         self.config.disks.iter().enumerate().filter_map(made).collect()
