@@ -93,7 +93,12 @@ fn is_found(pair: &mut Pair, page: u64) -> bool {
     let status = pair.primary.wait_for("a complete pass", LIMIT, passed).unwrap();
     assert_eq!(status.state, "protected");
     assert_eq!(audit(&status).mismatches, before + 1);
-    assert_eq!(Ram::of(&pair.standby).byte(page), byte);
+    // Read before the primary's: the guest may have come to use the page by now, and then both follow the guest.
+    let copied = Ram::of(&pair.standby).byte(page);
+    assert!(
+        copied == byte || ram.byte(page) != byte,
+        "page {page} holds {copied} on the standby, not {byte}"
+    );
     let standby = audit(&pair.standby.status().unwrap());
     assert_eq!((standby.mismatches, standby.last_mismatch), (before + 1, text), "both sides say the same");
     true
