@@ -1,7 +1,8 @@
 //! The audit: a write that dirty tracking cannot see is found, and a healthy guest has none.
 
 use crate::common::*;
-use aventine_demo::lab::{Lab, Pair, Parts, STARTUP};
+use aventine_demo::checker;
+use aventine_demo::lab::{Lab, Pair, Parts, STARTUP, Site};
 use aventine_demo::node::Node;
 use aventine_engine::{AuditStatus, Status};
 use rustix::fs::{SeekFrom, seek};
@@ -108,7 +109,7 @@ fn is_found(pair: &mut Pair, page: u64) -> bool {
 fn a_write_that_tracking_misses_is_found_and_named() {
     let lab = Lab::new(&Parts { audit: Some(EVERY), ..parts("audit-found") }).unwrap();
     let mut random = Random::new();
-    let (mut pair, load) = with_load(&lab);
+    let mut pair = lab.start().unwrap();
     let ram = Ram::of(&pair.primary);
     let mut pages = vec![0, ram.pages() - 1, ram.unused_from(1).unwrap(), ram.last_unused()];
     pages.dedup();
@@ -118,12 +119,16 @@ fn a_write_that_tracking_misses_is_found_and_named() {
                 return page;
             }
         };
+        // A client for each page: what one writes in all this time would fill the guest's memory.
+        let load = load(&lab, Site::FIRST);
         let mut page = page.unwrap_or_else(|| any(&mut random));
         while !is_found(&mut pair, page) {
             page = any(&mut random);
         }
-        load.wait_answers(SOME, LIMIT).unwrap();
+        assert_undisturbed(&finish(&lab, load));
+        checker::forget(lab.network(), Site::FIRST.address(), LIMIT).unwrap();
     }
+    let load = load(&lab, Site::FIRST);
     pair.fail_over(false).unwrap();
     assert_undisturbed(&finish(&lab, load));
 }
