@@ -59,7 +59,7 @@ impl PrimaryLink {
             session,
             control,
             heartbeat: None,
-            heard: Heard::default(),
+            heard: Heard::new(Instant::now()),
             abort,
             sent: Arc::default(),
             bulk: Arc::default(),
@@ -182,7 +182,7 @@ pub(crate) fn agree(
 ) -> Result<Option<Connected>, EngineError> {
     let transport_id = &terms.config.transport.id;
     let sent = Arc::new(AtomicU64::new(0));
-    let heard = Heard::default();
+    let heard = Heard::new(Instant::now());
     let (tx, rx) = link.open("control", None, STEP).during(transport_id, "opening the control channel")?;
     let control = ControlTx::new(FrameTx::new(tx, Arc::clone(&sent)));
     let (to_loop, ended) = (terms.to_loop.clone(), terms.to_loop.clone());
@@ -274,7 +274,7 @@ pub(crate) fn spawn_control_reader(
         loop {
             match rx.message() {
                 Ok((epoch, m)) => {
-                    heard.set();
+                    heard.set(Instant::now());
                     if m != Message::Heartbeat && !message(epoch, m) {
                         return;
                     }

@@ -27,7 +27,7 @@ pub(crate) struct Stall {
 
 impl Stall {
     pub(crate) fn new(heartbeat: Duration, detection: Duration, now: Instant) -> Stall {
-        let moved = Heard::default();
+        let moved = Heard::new(now);
         let silence = Silence::new(moved.clone(), heartbeat, detection * STALL_LIMIT, now);
         Stall { last: Progress::default(), moved, silence }
     }
@@ -36,7 +36,7 @@ impl Stall {
     pub(crate) fn tick(&mut self, in_flight: bool, progress: Progress, now: Instant) -> bool {
         if !in_flight || progress != self.last {
             self.last = progress;
-            self.moved.set();
+            self.moved.set(now);
         }
         self.silence.tick(now)
     }

@@ -31,7 +31,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// How long one wait for a primary or for the guest's own events lasts.
 const TICK: Duration = Duration::from_millis(50);
@@ -164,6 +164,8 @@ struct Session {
     /// The first channel that ended, after how many signs of life, and why: soon silence must confirm that the primary
     /// is lost.
     channel_lost: Option<(u64, String)>,
+    /// Whether the network buffers know that the primary may be lost.
+    suspected: bool,
     failure: Option<String>,
     activation: Option<Duration>,
     events: Receiver<Event>,
@@ -180,7 +182,7 @@ impl Session {
     ) -> Result<Result<Session, String>, EngineError> {
         let Setting { maker, signature, inbox } = *setting;
         let config = maker.config;
-        let (heard, abort) = (Heard::default(), link.aborter());
+        let (heard, abort) = (Heard::new(Instant::now()), link.aborter());
         let (tx, rx) = match link.open("control", None, STEP) {
             Ok(channel) => channel,
             Err(e) => return Ok(Err(e.chain())),
@@ -250,6 +252,7 @@ impl Session {
             checkpoints: VecDeque::new(),
             state: Vec::new(),
             channel_lost: None,
+            suspected: false,
             failure: None,
             activation: None,
             events,
@@ -276,9 +279,8 @@ impl Session {
 
     /// Answers why the session is over; `None`: the operator ended it.
     fn until_end(&mut self, parts: &mut Parts, inbox: &Inbox) -> Result<Option<String>, EngineError> {
-        let heartbeat = self.silence.heartbeat();
         loop {
-            let mut event = self.events.recv_timeout(heartbeat / 2).ok();
+            let mut event = self.events.recv_timeout(self.silence.next_tick()).ok();
             while let Some(e) = event {
                 self.take(e, parts, inbox)?;
                 event = self.events.try_recv().ok();
@@ -348,7 +350,9 @@ impl Session {
         if *self.machine.state() != StandbyState::Following {
             return Ok(());
         }
-        if self.silence.tick(Instant::now()) {
+        let lost = self.silence.tick(Instant::now());
+        self.suspect(self.machine.is_armed() && self.silence.suspects(), parts);
+        if lost {
             warn!("nothing was heard from the primary for the detection time");
             return self.step(StandbyEvent::PeerLost, parts);
         }
@@ -365,6 +369,15 @@ impl Session {
             }
             Ok(_) => Ok(()),
             Err(e) => self.step(StandbyEvent::Failed(e.chain()), parts),
+        }
+    }
+
+    /// Has the network buffers prepare for a takeover, or no longer.
+    fn suspect(&mut self, suspected: bool, parts: &mut Parts) {
+        if suspected != self.suspected {
+            self.suspected = suspected;
+            debug!(suspected, "the primary may be lost");
+            parts.networks.iter_mut().for_each(|(_, network)| network.suspect(suspected));
         }
     }
 

@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to read a device state and run.
 const ACTIVATE_LIMIT: Duration = Duration::from_secs(60);
+/// When a guest that was taken over is made to announce its addresses: not before its first answers, which tell switches
+/// as well.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(200);
 /// How long its process may take to vanish once it has closed its control connection.
 const EXIT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -71,6 +74,8 @@ pub(crate) struct Machine {
     saved: Saved,
     /// What an activation reads, of a QEMU that was started here.
     incoming: Option<File>,
+    /// When the guest's addresses are due to be announced.
+    announce_at: Option<Instant>,
     end_told: bool,
 }
 
@@ -132,6 +137,7 @@ impl Machine {
             commands: Commands::new(&save_to),
             saved,
             incoming: Some(incoming.into()),
+            announce_at: None,
             end_told: false,
         })
     }
@@ -160,6 +166,7 @@ impl Machine {
             commands: Commands::new(&save_to),
             saved,
             incoming: None,
+            announce_at: None,
             end_told: false,
         })
     }
@@ -286,15 +293,31 @@ impl Machine {
         let deadline = Instant::now() + ACTIVATE_LIMIT;
         incoming.write_all_at(state, 0).map_err(ActivateError::State)?;
         let uri = format!("fd:{}", incoming.as_raw_fd());
+        // The first of its own announcements would come before the guest's first answers.
+        let quiet = Command::with("migrate-set-parameters", &json!({ "announce-rounds": 0 }));
         let command = Command::with("migrate-incoming", &json!({ "uri": uri }));
-        let started =
-            self.qmp.execute(&command, Some(deadline)).and_then(|_| self.qmp.until_running(deadline));
+        let started = self
+            .qmp
+            .execute(&quiet, Some(deadline))
+            .and_then(|_| self.qmp.execute(&command, Some(deadline)))
+            .and_then(|_| self.qmp.until_running(deadline));
+        self.announce_at = Some(Instant::now() + ANNOUNCE_AFTER);
         started.map_err(|error| match error {
             QmpError::Closed => {
                 end_of(&mut self.process).map_or(ActivateError::Qmp(error), ActivateError::Ended)
             }
             error => ActivateError::Qmp(error),
         })
+    }
+
+    fn announce_when_due(&mut self) -> Result<(), CallError> {
+        if self.phase == Phase::Saving || self.announce_at.is_none_or(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.announce_at = None;
+        let rounds = json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 });
+        let answer = self.qmp.execute(&Command::with("announce-self", &rounds), None);
+        self.checked(answer).map(drop)
     }
 
     pub(crate) fn poll(&mut self) -> Result<Option<GuestEvent>, CallError> {
@@ -306,6 +329,9 @@ impl Machine {
         let drained = if self.phase == Phase::Saving { Ok(()) } else { self.qmp.drain() };
         if ended.is_none() {
             drained.map_err(CallError::Qmp)?;
+        }
+        if ended.is_none() {
+            self.announce_when_due()?;
         }
         if std::mem::take(&mut self.qmp.seen.panicked) {
             return Ok(Some(GuestEvent::Panicked));

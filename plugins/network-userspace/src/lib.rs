@@ -21,8 +21,10 @@
 //! non-blocking system calls at most.
 //!
 //! Beside that, copies of recent frames of both ways go to the standby, which repeats at a takeover what was lost with
-//! the primary: `copier` says what and why, `recent` what is repeated. Holding does not depend on it.
+//! the primary: `copier` says what and why, `recent` what is repeated. And a standby that suspects the primary keeps what
+//! the world sends from then on: `attract`. Holding does not depend on either.
 
+mod attract;
 mod buffer;
 mod copier;
 #[cfg(any(test, fuzzing))]
@@ -44,7 +46,7 @@ use copier::Copier;
 use pump::Pump;
 use recent::{Recent, Repeat};
 use settings::Settings;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Sealed epochs that fit beside the open one: the list of seals is bounded by nothing else.
 const DEPTH: u32 = 16;
@@ -148,11 +150,16 @@ impl NetworkBuffer for Userspace {
         Ok(())
     }
 
+    fn suspect(&mut self, suspected: bool) {
+        let addresses = self.recent.as_ref().map(|recent| lock(recent).addresses()).unwrap_or_default();
+        self.pump.with(|p| p.suspect(suspected.then_some(addresses)));
+        self.pump.wake();
+    }
+
     fn activate(&mut self, epoch: Epoch) -> Result<(), PluginError> {
-        let repeat = self.recent.take().map_or_else(Repeat::default, |recent| {
-            recent.lock().unwrap_or_else(PoisonError::into_inner).repeat(epoch)
-        });
-        self.pump.with(|p| p.activate(repeat));
+        let addresses = self.recent.as_ref().map(|recent| lock(recent).addresses()).unwrap_or_default();
+        let repeat = self.recent.take().map_or_else(Repeat::default, |recent| lock(&recent).repeat(epoch));
+        self.pump.with(|p| p.activate(repeat, addresses));
         self.pump.wake();
         Ok(())
     }
@@ -160,6 +167,10 @@ impl NetworkBuffer for Userspace {
     fn stats(&self) -> NetworkStats {
         self.pump.with(|p| p.stats())
     }
+}
+
+fn lock(recent: &Mutex<Recent>) -> MutexGuard<'_, Recent> {
+    recent.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Userspace {

@@ -1,5 +1,6 @@
 //! The thread that moves bytes, and the state it shares with the epoch verbs.
 
+use crate::attract::{Addresses, By, Kept};
 use crate::buffer::{Buffer, Mode};
 use crate::copier::Copier;
 use crate::port::{Outcome, Port, PortError};
@@ -64,6 +65,10 @@ pub(crate) struct Plumbing {
     pub(crate) buffer: Buffer,
     guest: Option<Port>,
     uplink: Option<Uplink>,
+    /// The guest's addresses, as far as they are known.
+    addresses: Addresses,
+    /// Standby: what the world sent since the primary is suspected.
+    kept: Option<Kept>,
     /// Primary: while the standby gets copies of frames.
     copier: Option<Copier>,
     /// Frames that earlier copiers did not copy.
@@ -120,7 +125,17 @@ impl Pump {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let host = Arc::clone(&context.host);
         let uplink = Some(uplink);
-        let plumbing = Plumbing { buffer, guest: None, uplink, copier: None, uncopied: 0, host, stop: false };
+        let plumbing = Plumbing {
+            buffer,
+            guest: None,
+            uplink,
+            addresses: Addresses::default(),
+            kept: None,
+            copier: None,
+            uncopied: 0,
+            host,
+            stop: false,
+        };
         Ok(Pump { plumbing: Mutex::new(plumbing), door, wake })
     }
 
@@ -301,18 +316,38 @@ impl Plumbing {
         self.write_uplink();
     }
 
-    /// This side owns the guest; `repeat` goes before all other frames.
-    pub(crate) fn activate(&mut self, repeat: Repeat) {
+    /// Standby: the primary is suspected, and the guest's addresses are these; `None`: no more.
+    pub(crate) fn suspect(&mut self, suspected: Option<Addresses>) {
+        self.kept = None;
+        if let Some(addresses) = suspected.filter(|_| self.buffer.mode() == Mode::Silent) {
+            self.addresses = addresses;
+            self.kept = Some(Kept::default());
+            self.announce(By::Standby);
+        }
+    }
+
+    /// Has the world's frames for the guest come here.
+    fn announce(&mut self, by: By) {
+        self.buffer.out.extend(self.addresses.announcements(by));
+        self.write_uplink();
+    }
+
+    /// This side owns the guest; `repeat` goes before all other frames, then what was kept.
+    pub(crate) fn activate(&mut self, repeat: Repeat, addresses: Addresses) {
+        let kept = self.kept.take().unwrap_or_default().into_frames();
         if self.buffer.mode() == Mode::Silent {
             info!(
                 to_guest = repeat.to_guest.len(),
                 from_guest = repeat.from_guest.len(),
+                kept = kept.len(),
                 "frames are repeated for the guest that is taken over"
             );
+            self.addresses = addresses;
+            self.announce(By::Standby);
         }
         self.buffer.activate(repeat.from_guest);
         if self.buffer.mode() == Mode::Passing {
-            repeat.to_guest.iter().for_each(|frame| self.give(frame));
+            repeat.to_guest.iter().chain(&kept).for_each(|frame| self.give(frame));
             self.write_uplink();
         }
     }
@@ -336,8 +371,9 @@ impl Plumbing {
         let mut closed = false;
         if let Some(guest) = &mut self.guest {
             while self.buffer.has_room() && !closed {
-                let copier = &mut self.copier;
+                let (copier, addresses) = (&mut self.copier, &mut self.addresses);
                 let take = |frame: &[u8]| {
+                    addresses.learn(frame);
                     if self.buffer.push(frame) {
                         copier.iter_mut().for_each(|c| c.copy(Way::FromGuest, frame));
                     }
@@ -390,16 +426,29 @@ impl Plumbing {
     fn read_uplink(&mut self) {
         self.look_at_guest();
         let Some(mut uplink) = self.uplink.take() else { return };
-        // Before a takeover, and after the other side's, the world's frames are not this guest's.
-        let silent = self.buffer.mode() == Mode::Silent;
-        let result = uplink.read(|frame| {
-            if !silent {
-                self.give(frame);
-            }
+        let mut answer = false;
+        let result = uplink.read(|frame| match self.addresses.announced(frame) {
+            Some(by) => answer |= by == By::Standby,
+            None => self.take(frame),
         });
         self.uplink = Some(uplink);
+        // A standby takes this side for lost. It lives, and the guest is here.
+        if answer && self.buffer.mode() != Mode::Silent {
+            debug!("a standby has announced the guest's addresses");
+            self.announce(By::Primary);
+        }
         self.copier.iter().for_each(Copier::flush);
         self.uplink_gone(result.err());
+    }
+
+    /// Takes a frame from the world.
+    fn take(&mut self, frame: &[u8]) {
+        // Before a takeover, and after the other side's, they are not this guest's.
+        if self.buffer.mode() != Mode::Silent {
+            self.give(frame);
+        } else if let Some(kept) = &mut self.kept {
+            kept.keep(frame);
+        }
     }
 
     /// Gives a frame to the guest.

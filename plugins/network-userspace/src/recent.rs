@@ -7,6 +7,7 @@
 //!
 //! Memory is bounded: at the limit the oldest frames go.
 
+use crate::attract::Addresses;
 use crate::wire::{Record, RecordError, Seal, Way};
 use aventine_api::{Epoch, ErrorCode, PluginError, RecordHead, RecordRx};
 use std::collections::VecDeque;
@@ -37,6 +38,8 @@ pub(crate) struct Recent {
     to_guest: Kept,
     from_guest: Kept,
     seals: VecDeque<Seal>,
+    /// Whose frames they are.
+    addresses: Addresses,
 }
 
 #[derive(Default)]
@@ -69,6 +72,9 @@ impl Recent {
     fn take(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), RecordError> {
         match Record::decode(head, payload)? {
             Record::Frames(way, frames) => {
+                if way == Way::FromGuest {
+                    frames.iter().for_each(|(_, frame)| self.addresses.learn(frame));
+                }
                 let kept = match way {
                     Way::ToGuest => &mut self.to_guest,
                     Way::FromGuest => &mut self.from_guest,
@@ -100,9 +106,14 @@ impl Recent {
         Ok(())
     }
 
+    /// The addresses of the guest that these are the frames of.
+    pub(crate) fn addresses(&self) -> Addresses {
+        self.addresses.clone()
+    }
+
     /// What a takeover at `epoch` repeats; nothing is kept.
     pub(crate) fn repeat(&mut self, epoch: Epoch) -> Repeat {
-        let Recent { mut to_guest, mut from_guest, seals } = std::mem::take(self);
+        let Recent { mut to_guest, mut from_guest, seals, .. } = std::mem::take(self);
         let Some(seal) = seals.iter().rev().find(|s| s.epoch <= epoch) else { return Repeat::default() };
         if epoch.0 - seal.epoch.0 > STALE {
             return Repeat::default();

@@ -98,6 +98,14 @@ pub trait NetworkBuffer: Send {
         Ok(())
     }
 
+    /// Standby: the primary is `suspected` to be lost, or no longer; nothing is decided. While it is, what the world sends to
+    /// the guest may be drawn to this host and kept, for `activate` to give to the guest; the primary, if it lives, must
+    /// lose no more than a few frames by that. Never blocks. Without it (the default) frames that were sent between the
+    /// loss and the takeover are lost, and come again when their senders repeat them.
+    fn suspect(&mut self, suspected: bool) {
+        let _ = suspected;
+    }
+
     /// Standby: this side now owns the guest, at `epoch`; frames pass in both directions, nothing is held. Copies of
     /// frames that the guest has not seen at `epoch` go to it, and those that it had sent by then may go out again,
     /// before any others; copies of what it sent later never do. Called before the guest runs.

@@ -55,6 +55,9 @@ struct Options {
     /// How long a side may be silent before it counts as lost
     #[arg(long, value_name = "DURATION", default_value = "1s")]
     detection: String,
+    /// Time between two epochs
+    #[arg(long, value_name = "DURATION", default_value = "25ms")]
+    interval: String,
     /// Where the report goes, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -96,7 +99,7 @@ enum SoakError {
 fn main() -> ExitCode {
     let options = Options::parse();
     let seed = options.seed.unwrap_or_else(|| rand::random_range(0..1 << 32));
-    let mut report = Report::new(seed, &options.detection);
+    let mut report = Report::new(seed, &options.detection, &options.interval);
     let ended = soak(&options, seed, &mut report);
     if let Err(error) = &ended {
         let causes = iter::successors(error::Error::source(error), |cause| cause.source());
@@ -120,6 +123,7 @@ fn soak(options: &Options, seed: u64, report: &mut Report) -> Result<(), SoakErr
         initrd: options.initrd.clone(),
         work: options.work.clone(),
         detection: options.detection.clone(),
+        interval: options.interval.clone(),
         tls: true,
         ..Parts::default()
     })?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 pub(crate) struct Report {
     seed: u64,
     detection: String,
+    interval: String,
     pub(crate) writes_acknowledged: u64,
     pub(crate) writes_lost: u64,
     pub(crate) connections_broken: u64,
@@ -32,10 +33,11 @@ struct Figures {
 }
 
 impl Report {
-    pub(crate) fn new(seed: u64, detection: &str) -> Report {
+    pub(crate) fn new(seed: u64, detection: &str, interval: &str) -> Report {
         Report {
             seed,
             detection: detection.to_owned(),
+            interval: interval.to_owned(),
             writes_acknowledged: 0,
             writes_lost: 0,
             connections_broken: 0,
@@ -65,7 +67,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}, detection {}", self.seed, self.detection)?;
+        writeln!(f, "seed {}, detection {}, epochs every {}", self.seed, self.detection, self.interval)?;
         for (fault, figures) in &self.faults {
             let Figures { rounds, moved, gap_p50, gap_p99, gap_max, .. } = figures;
             writeln!(
