@@ -106,6 +106,11 @@ impl Kept {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
     pub(crate) fn into_frames(self) -> VecDeque<Vec<u8>> {
         self.frames
     }

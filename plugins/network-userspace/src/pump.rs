@@ -247,6 +247,11 @@ impl Plumbing {
     }
 
     #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.as_ref().map_or(0, Kept::len)
+    }
+
+    #[cfg(test)]
     pub(crate) fn has_guest(&self) -> bool {
         self.guest.is_some()
     }

@@ -1,5 +1,6 @@
 //! The plugin through its trait, with real sockets at both ends.
 
+mod attract;
 mod copies;
 
 use super::*;

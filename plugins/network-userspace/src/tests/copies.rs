@@ -6,10 +6,10 @@ use crate::wire::{Frames, Record, Seal, Way};
 use aventine_api::RecordHead;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-type Sent = (RecordHead, Vec<u8>);
+pub(super) type Sent = (RecordHead, Vec<u8>);
 
 struct Tx(SyncSender<Sent>);
-struct Rx(Receiver<Sent>);
+pub(super) struct Rx(pub(super) Receiver<Sent>);
 
 #[derive(Debug, thiserror::Error)]
 #[error("the channel has ended")]
@@ -75,7 +75,7 @@ fn kept(records: &[Sent]) -> Arc<Mutex<Recent>> {
     recent
 }
 
-fn await_thread(recent: &Arc<Mutex<Recent>>) {
+pub(super) fn await_thread(recent: &Arc<Mutex<Recent>>) {
     while Arc::strong_count(recent) > 1 {
         std::thread::yield_now();
     }
@@ -204,7 +204,7 @@ fn a_channel_that_ends_ends_the_copies_alone() {
 }
 
 /// Records as a primary sends them: frames of both ways, numbered like their contents.
-fn frames(way: Way, numbers: std::ops::Range<u32>) -> Sent {
+pub(super) fn frames(way: Way, numbers: std::ops::Range<u32>) -> Sent {
     let mut frames = Frames::new(way, numbers.start.into());
     for n in numbers {
         let mut frame = vec![0; 60];
@@ -214,7 +214,7 @@ fn frames(way: Way, numbers: std::ops::Range<u32>) -> Sent {
     (frames.head(), frames.payload)
 }
 
-fn sealed(epoch: u64, to_guest: u64, from_guest: u64) -> Sent {
+pub(super) fn sealed(epoch: u64, to_guest: u64, from_guest: u64) -> Sent {
     let seal = Seal { epoch: Epoch(epoch), to_guest, from_guest, released: Epoch(epoch - 1) };
     (seal.head(), seal.payload())
 }
