@@ -69,7 +69,7 @@ impl Recent {
         Ok(recent)
     }
 
-    fn take(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), RecordError> {
+    pub(crate) fn take(&mut self, head: RecordHead, payload: &[u8]) -> Result<(), RecordError> {
         match Record::decode(head, payload)? {
             Record::Frames(way, frames) => {
                 if way == Way::FromGuest {

@@ -11,7 +11,7 @@ use aventine_api::{Epoch, RecordHead};
 /// Most bytes of a record's payload.
 pub(crate) const RECORD_LIMIT: usize = 256 << 10;
 /// Ethernet's header.
-const FRAME_LEAST: usize = 14;
+pub(crate) const FRAME_LEAST: usize = 14;
 const SEAL: u8 = 3;
 
 /// Which way a frame goes.
