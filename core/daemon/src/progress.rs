@@ -65,6 +65,7 @@ fn headline(status: &Status) -> String {
         ("primary", "copying") => "the guest runs; its memory and disks go to the standby".into(),
         ("standby", "copying") => "memory and disks come from the primary".into(),
         (_, "arming") => "the first checkpoint is under way".into(),
+        (_, "recording") => format!("epoch {}, to {peer}; the guest is not protected", status.committed),
         (_, "protected") => format!("epoch {}, standby {peer}", status.committed),
         (_, "ending") => "ending protection".into(),
         (_, "resolving") => "the other side is lost; asking the arbiter who owns the guest".into(),

@@ -45,9 +45,10 @@ impl Situation {
     fn of(status: &Status) -> Situation {
         match (status.side.as_str(), status.state.as_str()) {
             (_, "unprotected" | "active") => Situation::Alone,
-            ("primary", "copying" | "arming" | "protected" | "handing-over" | "ending" | "resolving") => {
-                Situation::Protecting
-            }
+            (
+                "primary",
+                "copying" | "arming" | "protected" | "recording" | "handing-over" | "ending" | "resolving",
+            ) => Situation::Protecting,
             _ => Situation::Idle,
         }
     }

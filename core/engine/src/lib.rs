@@ -25,6 +25,7 @@ mod parts;
 mod primary;
 mod receiver;
 mod reclaim;
+mod recording;
 mod roles;
 mod sender;
 mod silence;

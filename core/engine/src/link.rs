@@ -4,6 +4,7 @@ use crate::EngineError;
 use crate::control::{Command, Inbox, Status};
 use crate::parts::{During, Parts, PluginFailure, Report};
 use crate::primary::Event;
+use crate::recording::Recording;
 use crate::silence::Heard;
 use crate::wire::{ControlTx, FrameRx, FrameTx, RecordChannelTx, WireError};
 use aventine_api::{ChannelRx, Epoch, ErrorCode, Link, LinkAbort, PluginError, SessionId, Transport};
@@ -42,6 +43,8 @@ pub(crate) struct PrimaryLink {
     /// Bytes sent on the channels that checkpoints wait for.
     pub(crate) bulk: Arc<AtomicU64>,
     pub(crate) peer: String,
+    /// Whether the link leads to a recording, not to a standby.
+    pub(crate) records: bool,
     /// Keeps the channels alive.
     _link: Box<dyn Link>,
 }
@@ -64,6 +67,7 @@ impl PrimaryLink {
             sent: Arc::default(),
             bulk: Arc::default(),
             peer: String::new(),
+            records: false,
             _link: link,
         }
     }
@@ -181,6 +185,10 @@ pub(crate) fn agree(
     parts: &Parts,
 ) -> Result<Option<Connected>, EngineError> {
     let transport_id = &terms.config.transport.id;
+    let records = !link.answers();
+    if records {
+        link = Box::new(Recording::new(link));
+    }
     let sent = Arc::new(AtomicU64::new(0));
     let heard = Heard::new(Instant::now());
     let (tx, rx) = link.open("control", None, STEP).during(transport_id, "opening the control channel")?;
@@ -224,8 +232,19 @@ pub(crate) fn agree(
     info!(%session, peer = link.peer(), "the standby has accepted");
     let (abort, peer) = (link.aborter(), link.peer());
     let heartbeat = Some(Heartbeat::start(control.clone(), terms.config.heartbeat));
-    let primary =
-        PrimaryLink { number, session, control, heartbeat, heard, abort, sent, bulk, peer, _link: link };
+    let primary = PrimaryLink {
+        number,
+        session,
+        control,
+        heartbeat,
+        heard,
+        abort,
+        sent,
+        bulk,
+        peer,
+        records,
+        _link: link,
+    };
     Ok(Some(Connected { primary, pages, disks, networks, has_base }))
 }
 

@@ -36,6 +36,12 @@ pub trait Link: Send {
 
     /// The other side, for a person.
     fn peer(&self) -> String;
+
+    /// Whether somebody is there. With `false` what is sent is only recorded, nothing is ever received, and the guest is not
+    /// protected: the engine takes an epoch for committed once its bytes are sent.
+    fn answers(&self) -> bool {
+        true
+    }
 }
 
 /// Ends a link.

@@ -181,7 +181,11 @@ impl Loop<'_> {
             .fold((0, 0, 0), |(h, d, u), s| (h + s.held_bytes, d + s.dropped_frames, u + s.uncopied_frames));
         let mut measured = self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let status = &mut measured.status;
-        status.state = state_name(self.machine.state()).to_owned();
+        status.state = match self.machine.state() {
+            PrimaryState::Protected if self.link.records => "recording",
+            state => state_name(state),
+        }
+        .to_owned();
         status.peer.clone_from(&self.link.peer);
         status.guest_pid = self.parts.guest.process();
         status.sealed = self.machine.sealed().0;
