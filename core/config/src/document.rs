@@ -2,7 +2,7 @@
 
 use crate::plugin::{Ids, is_file_name};
 use crate::report::Problem;
-use crate::{Config, Instance, plugin};
+use crate::{Config, Instance, Strategies, plugin};
 use aventine_api::Kind;
 use aventine_api::units::Quantity;
 use std::ops::{Range, RangeInclusive};
@@ -25,6 +25,7 @@ const KEYS: [&str; 12] = [
     "codec",
     "arbiter",
 ];
+const STRATEGY_KEYS: [&str; 3] = ["trace", "policy", "codec"];
 /// Most syntax errors shown: those after the first few are mostly their consequences.
 const MOST_SYNTAX: usize = 3;
 /// Deepest nesting of tables and arrays; no plugin needs nearly as much, and reading is recursive.
@@ -83,6 +84,19 @@ pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) 
 
 /// Reads and checks everything; on failure, all that was found wrong.
 pub(crate) fn read(text: &str, dir: &Path) -> Result<Config, Vec<Problem>> {
+    read_with(text, &KEYS, |document| document.config(dir))
+}
+
+/// The same for strategies.
+pub(crate) fn read_strategies(text: &str, dir: &Path) -> Result<Strategies, Vec<Problem>> {
+    read_with(text, &STRATEGY_KEYS, |document| document.strategies(dir))
+}
+
+fn read_with<T>(
+    text: &str,
+    keys: &'static [&'static str],
+    take: impl FnOnce(&mut Document<'_, '_>) -> Option<T>,
+) -> Result<T, Vec<Problem>> {
     let (root, mut errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         errors.dedup_by_key(|e| e.span());
@@ -95,10 +109,10 @@ pub(crate) fn read(text: &str, dir: &Path) -> Result<Config, Vec<Problem>> {
                 .at(span, "no configuration needs this"),
         ]);
     }
-    let mut document = Document { root, meant: Vec::new(), problems: Vec::new() };
-    let config = document.config(dir);
-    match config {
-        Some(config) if document.problems.is_empty() => Ok(config),
+    let mut document = Document { root, keys, meant: Vec::new(), problems: Vec::new() };
+    document.unknown_keys();
+    match take(&mut document) {
+        Some(taken) if document.problems.is_empty() => Ok(taken),
         _ => Err(document.problems),
     }
 }
@@ -129,6 +143,8 @@ fn too_deep(root: &DeTable<'_>) -> Option<Range<usize>> {
 
 struct Document<'t, 'i> {
     root: &'t DeTable<'i>,
+    /// Those of the top level.
+    keys: &'static [&'static str],
     /// Keys that an unknown one was probably meant to be: that they are missing needs no problem of its own.
     meant: Vec<&'static str>,
     problems: Vec<Problem>,
@@ -137,7 +153,6 @@ struct Document<'t, 'i> {
 impl<'t, 'i> Document<'t, 'i> {
     /// `None` only with at least one problem noted; every part is read all the same.
     fn config(&mut self, dir: &Path) -> Option<Config> {
-        self.unknown_keys();
         let name = self.name();
         let staging = self.quantity("staging", STAGING, &STAGING_RANGE);
         let (heartbeat, detection) = self.times();
@@ -172,9 +187,37 @@ impl<'t, 'i> Document<'t, 'i> {
         })
     }
 
+    /// `None` only with at least one problem noted.
+    fn strategies(&mut self, dir: &Path) -> Option<Strategies> {
+        let trace = item(self.root, "trace");
+        let path = trace.as_ref().and_then(|trace| trace.value.as_str());
+        if path.is_none() {
+            let example = "it is what to replay: write for example trace = \"redis-set.trace\"";
+            let problem = match &trace {
+                Some(item) => Problem::new("`trace` is not a string")
+                    .at(item.place(), format!("expected a string, found {}", type_of(item.value))),
+                None => Problem::new("missing key `trace`"),
+            };
+            self.missing("trace", problem.help(example));
+        }
+        let mut ids = Ids::new();
+        let mut all = |kind, default| match item(self.root, Kind::name(kind)) {
+            Some(_) => self.many(kind, kind.name(), &mut ids),
+            None => {
+                let why = "without a list of them there is one";
+                plugin::default(kind, default, kind.name().to_owned(), why, &mut self.problems)
+                    .into_iter()
+                    .collect()
+            }
+        };
+        let (policies, codecs) = (all(Kind::Policy, "fixed"), all(Kind::Codec, "raw"));
+        Some(Strategies { trace: dir.join(path?), dir: dir.to_owned(), policies, codecs })
+    }
+
     fn unknown_keys(&mut self) {
-        for key in self.root.keys().filter(|k| !KEYS.contains(&k.get_ref().as_ref())) {
-            let label = match nearest(key.get_ref(), KEYS) {
+        let keys = self.keys;
+        for key in self.root.keys().filter(|k| !keys.contains(&k.get_ref().as_ref())) {
+            let label = match nearest(key.get_ref(), keys.iter().copied()) {
                 Some(known) => {
                     self.meant.push(known);
                     format!("did you mean `{known}`?")
@@ -182,7 +225,7 @@ impl<'t, 'i> Document<'t, 'i> {
                 None => "not a key of the top level".into(),
             };
             let problem = Problem::new(format!("unknown key `{}`", key.get_ref())).at(key.span(), label);
-            self.problems.push(problem.help(format!("known keys: {}", KEYS.join(", "))));
+            self.problems.push(problem.help(format!("known keys: {}", keys.join(", "))));
         }
     }
 

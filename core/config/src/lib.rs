@@ -112,5 +112,39 @@ impl Config {
     }
 }
 
+/// Strategies to compare on a recorded guest:
+///
+/// ```toml
+/// trace = "redis-set.trace"    # relative to this file
+///
+/// [[policy]]                   # any number; one `fixed` if there is none
+/// plugin = "fixed"
+/// interval = "10ms"
+///
+/// [[codec]]                    # any number; one `raw` if there is none
+/// plugin = "raw"
+/// ```
+#[derive(Clone)]
+pub struct Strategies {
+    /// What was recorded.
+    pub trace: PathBuf,
+    /// Directory of the file: relative paths are meant from here.
+    pub dir: PathBuf,
+    /// Epoch policies.
+    pub policies: Vec<Instance>,
+    /// Codecs.
+    pub codecs: Vec<Instance>,
+}
+
+impl Strategies {
+    /// Loads and checks the file at `path`. Blocks for the reading of the file.
+    pub fn load(path: &Path) -> Result<Strategies, ConfigErrors> {
+        let text = file::read(path)?;
+        document::read_strategies(&text, &file::directory(path)).map_err(|problems| {
+            ConfigErrors::Invalid(Report::new(path.display().to_string(), &text, problems))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests;

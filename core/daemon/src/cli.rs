@@ -80,6 +80,27 @@ the guest, as the next start would. Says which disks a guest cannot be started f
         #[arg(long)]
         json: bool,
     },
+    /// Try codecs and epoch policies on a recorded guest
+    #[command(after_help = "\
+Example:
+  aventine replay strategies.toml
+
+The file names a trace and what to compare:
+  trace = \"redis-set.trace\"
+  [[policy]]
+  plugin = \"fixed\"
+  interval = \"10ms\"
+  [[codec]]
+  plugin = \"raw\"
+
+Each codec runs with each policy. A trace is made by `aventine protect` with `plugin = \"file\"` in [transport].")]
+    Replay {
+        /// What to compare, and on which trace
+        strategies: PathBuf,
+        /// Print one line of JSON for each codec and policy
+        #[arg(long)]
+        json: bool,
+    },
     /// List the plugins
     #[command(after_help = "Example:\n  aventine plugins --json")]
     Plugins {

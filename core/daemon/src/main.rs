@@ -13,6 +13,7 @@ mod place;
 mod progress;
 mod query;
 mod reclaim;
+mod replay;
 mod run;
 mod signals;
 
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
             print(list::plugins(json));
             Exit::Done
         }
+        Command::Replay { strategies, json } => replay::replay(&strategies, json),
         Command::Keys(args) => keys::keys(&args),
         Command::Demo(args) => demo(args),
     }

@@ -14,7 +14,7 @@ use crate::place::{self, Place, PlaceError};
 use crate::progress::{Line, Progress};
 use crate::signals::Signals;
 use aventine_api::{ErrorCode, Side};
-use aventine_config::Config;
+use aventine_config::{Config, ConfigErrors};
 use aventine_engine::{Control, End, EngineError, command_channel};
 use std::io;
 use std::path::Path;
@@ -87,8 +87,12 @@ fn exit_of(error: &EngineError) -> Exit {
 
 /// Loads a configuration or tells what is wrong with it.
 pub(crate) fn load(path: &Path) -> Result<Config, Exit> {
-    use aventine_config::ConfigErrors;
-    Config::load(path).map_err(|e| {
+    loaded(Config::load(path))
+}
+
+/// What was loaded; what is wrong with it is told.
+pub(crate) fn loaded<T>(result: Result<T, ConfigErrors>) -> Result<T, Exit> {
+    result.map_err(|e| {
         match &e {
             // The report has its own layout, `error:` included.
             ConfigErrors::Invalid(report) => tell(report),

@@ -81,12 +81,12 @@ pub fn recorded_codec(trace: &Path) -> Result<String, SourceError> {
     Source::open(trace).map(|source| source.codec)
 }
 
-/// Replays a trace. `recorded` is a codec of the kind that it was recorded with; `encoder` and `decoder` are two of the one
-/// under test: those of a link's two ends. Blocks as long as they need, not as long as the recording was.
+/// Replays a trace. `recorded` is a codec of the kind that it was recorded with; The other two are of the one under
+/// test: a link's two ends. Blocks as long as they need, not as long as the recording was.
 pub fn replay(
     trace: &Path,
     recorded: &mut dyn Codec,
-    (encoder, decoder): (&mut dyn Codec, &mut dyn Codec),
+    [encoder, decoder]: [Box<dyn Codec>; 2],
     policy: &mut dyn EpochPolicy,
 ) -> Result<Figures, ReplayError> {
     let mut source = Source::open(trace)?;
@@ -126,16 +126,16 @@ pub fn replay(
 }
 
 /// A codec at work on both ends of a link.
-struct Run<'a> {
-    encoder: &'a mut dyn Codec,
-    decoder: &'a mut dyn Codec,
+struct Run {
+    encoder: Box<dyn Codec>,
+    decoder: Box<dyn Codec>,
     copy: Image,
     figures: Figures,
     /// To encode, to decode.
     time: [Duration; 2],
 }
 
-impl Run<'_> {
+impl Run {
     /// One epoch; answers how long the policy wants the next to be.
     fn epoch(&mut self, image: &mut Image, policy: &mut dyn EpochPolicy) -> Result<Duration, ReplayError> {
         self.figures.epochs += 1;

@@ -88,8 +88,7 @@ fn epochs_hold_each_page_once_and_every_page_comes_back() {
     let path = trace(dir.path(), &GUEST);
     assert_eq!(recorded_codec(&path).unwrap(), "raw 0.1.0");
     for (interval, epochs, pages) in [(Duration::ZERO, 3, 5), (Duration::from_secs(3600), 1, 2)] {
-        let figures =
-            replay(&path, raw().as_mut(), (raw().as_mut(), raw().as_mut()), &mut Every(interval)).unwrap();
+        let figures = replay(&path, raw().as_mut(), [raw(), raw()], &mut Every(interval)).unwrap();
         assert_eq!((figures.epochs, figures.pages, figures.recorded_epochs), (epochs, pages, 3));
         assert_eq!((figures.copy_pages, figures.copy_bytes), (4, 4 * 4096 + 8 + 2 * 16));
         assert!(figures.bytes > pages * 4096 && figures.ratio < 1.0 && figures.ratio > 0.98, "{figures:?}");
@@ -127,8 +126,7 @@ impl Codec for Lossy {
 fn a_codec_that_loses_something_has_no_figures() {
     let dir = tempfile::tempdir().unwrap();
     let path = trace(dir.path(), &[&[4], &[5, 6]]);
-    let mut lossy = Lossy(raw());
-    let error = replay(&path, raw().as_mut(), (&mut lossy, raw().as_mut()), &mut Every(Duration::ZERO));
+    let error = replay(&path, raw().as_mut(), [Box::new(Lossy(raw())), raw()], &mut Every(Duration::ZERO));
     assert!(matches!(error, Err(ReplayError::Differs(4))), "{error:?}");
 }
 
@@ -136,7 +134,7 @@ fn a_codec_that_loses_something_has_no_figures() {
 fn a_page_that_no_guest_has_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = trace(dir.path(), &[&[1 << 40]]);
-    let error = replay(&path, raw().as_mut(), (raw().as_mut(), raw().as_mut()), &mut Every(Duration::ZERO));
+    let error = replay(&path, raw().as_mut(), [raw(), raw()], &mut Every(Duration::ZERO));
     assert!(matches!(error, Err(ReplayError::Recorded(_))), "{error:?}");
 }
 

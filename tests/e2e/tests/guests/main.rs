@@ -11,4 +11,5 @@ mod endings;
 mod losses;
 mod pairs;
 mod pressure;
+mod recording;
 mod roles;
