@@ -113,8 +113,8 @@ impl Host {
         Ipv4Addr::new(10, 9, 0, 10 + self.number as u8)
     }
 
-    /// Runs a program to its end: program, arguments, directory (`/` if none is set) and what is set of the environment.
-    /// Not found in the output of this are the streams' order and colours. Blocks, for five minutes at most.
+    /// Runs a program to its end. Of `command` count the program, the arguments, the directory (`/` if none is set) and
+    /// what is set in the environment; nothing is taken over from this process. Blocks, for five minutes at most.
     pub fn run(&self, command: &Command) -> Result<Output, HostError> {
         self.spawn(command)?.output()
     }

@@ -22,7 +22,7 @@ pub fn is_inside() -> bool {
 ///
 /// The body sees this machine's files, at the same paths, and may write anything: it is gone afterwards. It has 1 GiB of
 /// memory, a network device eth0 without anybody at the other end, a disk /dev/vda of zeroes, and all modules of the kernel
-/// for `modprobe`. `/tmp` is the machine's own, `/run` is empty. The environment is this process's, with `TMPDIR` unset.
+/// for `modprobe`. `/run` is empty. The environment is this process's, without `TMPDIR`.
 ///
 /// # Panics
 ///

@@ -2,6 +2,7 @@
 
 mod hosts;
 mod inside;
+mod nested;
 
 use aventine_lab::{Lab, chain};
 
