@@ -193,7 +193,10 @@ impl Machine {
         // SAFETY: what runs there makes system calls only.
         unsafe { qemu.pre_exec(move || prepare_child(&inherit, parent)) };
         let child = qemu.spawn().map_err(MachineError::Start)?;
-        let limited = monitor.set_read_timeout(Some(LIMIT)).and_then(|()| port.set_read_timeout(Some(LIMIT)));
+        let limited = monitor.set_read_timeout(Some(LIMIT)).and_then(|()| {
+            port.set_read_timeout(Some(LIMIT))?;
+            port.set_write_timeout(Some(LIMIT))
+        });
         limited.map_err(MachineError::Start)?;
         // So that the end of QEMU is the end of these.
         drop((to_monitor, to_port, to_ethernet));

@@ -17,10 +17,10 @@ fn ok(line: &str) -> String {
 fn plug_and_ifb_are_there() {
     inside(|| {
         ok("modprobe -a sch_plug ifb act_mirred cls_matchall sch_ingress veth tun bridge");
-        ok("ip link add ifb9 type ifb; ip link add a type veth peer name b");
-        ok("tc qdisc add dev a root plug limit 1000000; tc qdisc add dev b ingress");
-        ok("tc filter add dev b ingress matchall action mirred egress redirect dev ifb9");
-        assert!(ok("tc qdisc show dev a").contains("qdisc plug"));
+        ok("ip link add ifb9 type ifb; ip link add left type veth peer name right");
+        ok("tc qdisc add dev left root plug limit 1000000; tc qdisc add dev right ingress");
+        ok("tc filter add dev right ingress matchall action mirred egress redirect dev ifb9");
+        assert!(ok("tc qdisc show dev left").contains("qdisc plug"));
     });
 }
 
