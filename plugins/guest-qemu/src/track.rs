@@ -206,10 +206,20 @@ mod tests {
     /// The file that the other process maps.
     const MEMORY: &str = "AVENTINE_TEST_MEMORY";
 
-    /// Whatever tracks here: each page that another process writes, and no other, though it reads pages and others fill
-    /// them. (The test runs on kernels with either tracker; `AVENTINE_TEST_TRACKER` says which it must be.)
     #[test]
     fn writes_of_another_process_show_and_nothing_else() {
+        track_another_process();
+    }
+
+    /// The other tracker, on Debian 12's kernel.
+    #[test]
+    fn soft_dirty_bits_tell_the_same_on_linux_6_1() {
+        aventine_lab::inside(|| assert!(track_another_process().needs_pause()));
+    }
+
+    /// Whatever tracks here: each page that another process writes, and no other, though it reads pages and others fill
+    /// them.
+    fn track_another_process() -> Tracker {
         let memory = GuestMemory::new((PAGES * PAGE_SIZE) as u64, true).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "track::tests::touches_the_pages_it_is_told", "--ignored", "--nocapture"])
@@ -223,9 +233,6 @@ mod tests {
         heard("ready");
         let mut tracker =
             Tracker::start(Pid::from_child(&child), Owner::Us, memory.as_fd(), memory.bytes()).unwrap();
-        if let Ok(expected) = std::env::var("AVENTINE_TEST_TRACKER") {
-            assert_eq!(expected, if tracker.needs_pause() { "soft-dirty" } else { "protection" });
-        }
         let mut seed = 7u64;
         let mut random = || {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -251,22 +258,7 @@ mod tests {
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
         assert!(matches!(tracker.scan(&mut dirty), Err(TrackError::Gone)));
-    }
-
-    /// The other tracker, on Debian 12's kernel.
-    #[test]
-    fn soft_dirty_bits_tell_the_same_on_linux_6_1() {
-        let lab = std::env::var_os("AVENTINE_LAB");
-        let lab = lab.expect("AVENTINE_LAB is not set: run this test with `cargo xtask test`");
-        let output = Command::new(lab)
-            .args(["lab", "--env", "AVENTINE_TEST_TRACKER=soft-dirty"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "track::tests::writes_of_another_process_show_and_nothing_else"])
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}\n{errors}");
+        tracker
     }
 
     #[test]

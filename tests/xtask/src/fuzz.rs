@@ -10,8 +10,8 @@
 //! The targets are `tests/fuzz/libfuzzer`, and the inputs to start from `tests/fuzz/seeds`.
 
 use crate::machine::{self, MachineError, Need};
-use crate::run::{self, RunError};
 use crate::{cargo_program, root, target};
+use aventine_lab::run::{self, RunError};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;

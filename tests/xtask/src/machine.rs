@@ -1,6 +1,6 @@
 //! What the machine must have installed, and getting it.
 
-use crate::run::{self, RunError};
+use aventine_lab::run::{self, RunError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,15 @@ pub(crate) const DEMO: &[Need] = &[
     ("lz4", "lz4"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
+];
+
+/// What the lab needs besides, and the programs that its hosts have from this machine.
+pub(crate) const LAB: &[Need] = &[
+    ("depmod", "kmod"),
+    ("modprobe", "kmod"),
+    ("tc", "iproute2"),
+    ("ping", "iputils-ping"),
+    ("script", "bsdutils"),
 ];
 
 /// What the tests need besides.
@@ -40,8 +49,6 @@ pub(crate) enum MachineError {
     Missing(String),
     #[error("This is for Debian: apt-get is not there")]
     NotDebian,
-    #[error("apt has no package lists. Get them with:\n\n    sudo apt-get update\n")]
-    NoLists,
     #[error("Cannot keep {unit} from being started; make {} a link to /dev/null", link.display())]
     Mask { unit: &'static str, link: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -66,7 +73,7 @@ pub(crate) fn install(needs: &[Need]) -> Result<(), MachineError> {
         return Err(MachineError::Missing(missing.join(" ")));
     }
     eprintln!("Installing with apt: {}", missing.join(" "));
-    update_lists(true)?;
+    run::output(Command::new("apt-get").args(["update", "-qq"]))?;
     for (_, unit) in SERVICES.iter().filter(|(package, _)| missing.contains(package)) {
         mask(unit)?;
     }
@@ -86,18 +93,6 @@ fn mask(unit: &'static str) -> Result<(), MachineError> {
             Err(MachineError::Mask { unit, link, source: e })
         }
         _ => Ok(()),
-    }
-}
-
-/// Gets apt's package lists if there are none, or in any case with `refresh`.
-pub(crate) fn update_lists(refresh: bool) -> Result<(), MachineError> {
-    let known = Command::new("apt-cache").args(["show", "linux-image-cloud-amd64"]).output();
-    if !refresh && known.is_ok_and(|output| output.status.success() && !output.stdout.is_empty()) {
-        return Ok(());
-    }
-    match is_root() {
-        true => Ok(run::output(Command::new("apt-get").args(["update", "-qq"])).map(drop)?),
-        false => Err(MachineError::NoLists),
     }
 }
 

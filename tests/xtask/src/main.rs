@@ -5,23 +5,21 @@
 //! cargo xtask test [options of the test runner]
 //! cargo xtask soak [options of `aventine-soak`]
 //! cargo xtask fuzz [--seconds N] [TARGET…]
-//! cargo xtask lab [--env NAME=VALUE]... PROGRAM [arguments of the program]
+//! cargo xtask lab shell [--hosts N]
 //! ```
 #![forbid(unsafe_code)]
 
-mod cpio;
 mod fuzz;
 mod guest;
-mod kernel;
 mod lab;
 mod machine;
-mod run;
 
+use aventine_lab::run::{self, RunError};
+use aventine_lab::state::{State, StateError};
 use fuzz::FuzzError;
 use guest::GuestError;
-use lab::{Job, LabError};
+use lab::ShellError;
 use machine::MachineError;
-use run::RunError;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -37,7 +35,8 @@ Commands:
   soak   install what is missing, build, make the guest and have it survive random faults: --minutes N or --rounds N,
          --faults kill,cut,…, --seed N, --report FILE; `cargo xtask soak --help` tells all
   fuzz   install what is missing, build, and run all fuzz targets or the TARGETs named, 10 seconds each or --seconds N
-  lab    boot a machine with Debian's kernel and run a program of this host in it: [--env NAME=VALUE]... PROGRAM ...";
+  lab    shell [--hosts N]: start 1 to 3 machines with Debian's kernel and a shell on each, in which this machine's files
+         are seen and nothing of it is changed";
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +52,9 @@ enum Error {
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]
-    Lab(#[from] LabError),
+    Lab(#[from] StateError),
+    #[error(transparent)]
+    Shell(#[from] ShellError),
     #[error("Cannot start {program}")]
     Start { program: PathBuf, source: std::io::Error },
 }
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
         Some("test") => test(&rest),
         Some("soak") => soak(&rest),
         Some("fuzz") => fuzz::fuzz(&rest).map_err(Error::from),
-        Some("lab") => lab(rest),
+        Some("lab") => lab(&rest),
         Some("help" | "-h" | "--help") => {
             println!("{USAGE}");
             Ok(())
@@ -89,7 +90,7 @@ fn main() -> ExitCode {
 fn demo(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::DEMO)?;
     cargo(&["build", "--package", "aventine"])?;
-    let guest = guest::make(&target().join("guest"))?;
+    let guest = guest::make()?;
     let program = target().join("debug/aventine");
     let mut demo = Command::new(&program);
     demo.arg("demo").arg("--kernel").arg(guest.kernel).arg("--initrd").arg(guest.initrd);
@@ -100,10 +101,13 @@ fn demo(options: &[OsString]) -> Result<(), Error> {
 /// Ends by becoming the test runner.
 fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::DEMO)?;
+    machine::install(machine::LAB)?;
     machine::install(machine::TESTS)?;
     cargo(&["build", "--package", "aventine", "--package", "aventine-e2e"])?;
-    let guest = guest::make(&target().join("guest"))?;
+    let guest = guest::make()?;
     let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
+    // Here rather than in the first test that needs it, which would take the longer for it.
+    State::make()?;
     let mut runner = as_root(Path::new(&cargo_program()));
     match run::find("cargo-nextest") {
         Some(_) => runner.args(["nextest", "run", "--workspace"]),
@@ -112,10 +116,6 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     runner.args(options).current_dir(root());
     runner.env("AVENTINE_PROGRAM", target().join("debug/aventine"));
     runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
-    // For tests that need another kernel than this host's.
-    if let Ok(own) = std::env::current_exe() {
-        runner.env("AVENTINE_LAB", own);
-    }
     // For `cargo test`; nextest has a configuration that knows which tests must be alone.
     runner.env("AVENTINE_WORK", target().join("e2e")).env("RUST_TEST_THREADS", "1");
     Err(Error::Start { program: runner.get_program().into(), source: runner.exec() })
@@ -125,7 +125,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
 fn soak(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::DEMO)?;
     cargo(&["build", "--package", "aventine", "--package", "aventine-soak"])?;
-    let guest = guest::make(&target().join("guest"))?;
+    let guest = guest::make()?;
     let program = target().join("debug/aventine-soak");
     let mut soak = as_root(&program);
     soak.arg("--program").arg(target().join("debug/aventine")).arg("--kernel").arg(guest.kernel);
@@ -143,18 +143,17 @@ fn as_root(program: &Path) -> Command {
     command
 }
 
-/// Runs a program in the lab.
-fn lab(words: Vec<OsString>) -> Result<(), Error> {
-    let mut words = words.into_iter().map(|word| word.into_string()).collect::<Result<Vec<_>, _>>();
-    let words = words.as_mut().map_err(|_| Error::Usage)?;
-    let mut environment = Vec::new();
-    while words.first().is_some_and(|word| word == "--env") && words.len() > 2 {
-        environment.extend(words.drain(..2).nth(1));
-    }
-    let (program, arguments) = words.split_first().ok_or(Error::Usage)?;
-    let job = Job { program: program.into(), arguments: arguments.to_vec(), environment };
+/// Shells in the lab.
+fn lab(words: &[OsString]) -> Result<(), Error> {
+    let words = words.iter().map(|word| word.to_str()).collect::<Option<Vec<_>>>().ok_or(Error::Usage)?;
+    let hosts = match words.as_slice() {
+        ["shell"] => 1,
+        ["shell", "--hosts", count] => count.parse().map_err(|_| Error::Usage)?,
+        _ => return Err(Error::Usage),
+    };
     machine::install(machine::DEMO)?;
-    Ok(lab::run(&guest::make(&target().join("guest"))?, &job)?)
+    machine::install(machine::LAB)?;
+    Ok(lab::shell(hosts)?)
 }
 
 fn cargo(arguments: &[&str]) -> Result<(), RunError> {

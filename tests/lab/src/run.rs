@@ -7,21 +7,35 @@ use std::process::{Command, ExitStatus, Output};
 
 /// Why a program did not do its work.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RunError {
+pub enum RunError {
+    /// It could not be started.
     #[error("Cannot run {program}")]
-    Start { program: String, source: io::Error },
+    Start {
+        /// The program.
+        program: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It ended with a failure.
     #[error("{command} failed ({status}){output}")]
-    Failed { command: String, status: ExitStatus, output: String },
+    Failed {
+        /// The program and its arguments.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it had to say, where that was not shown already.
+        output: String,
+    },
 }
 
 /// Runs a command with its output going where this program's goes.
-pub(crate) fn run(command: &mut Command) -> Result<(), RunError> {
+pub fn run(command: &mut Command) -> Result<(), RunError> {
     let status = command.status().map_err(|source| start_error(command, source))?;
     check(command, status, "")
 }
 
 /// Runs a command and answers what it printed. What it had to say is told if it fails.
-pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, RunError> {
+pub fn output(command: &mut Command) -> Result<Vec<u8>, RunError> {
     let Output { status, stdout, stderr } =
         command.output().map_err(|source| start_error(command, source))?;
     check(command, status, &String::from_utf8_lossy(&stderr))?;
@@ -29,12 +43,12 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, RunError> {
 }
 
 /// As [`output`], as text.
-pub(crate) fn text(command: &mut Command) -> Result<String, RunError> {
+pub fn text(command: &mut Command) -> Result<String, RunError> {
     output(command).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Where the shell would find a program. System administration programs count, whoever asks.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let admin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(admin).map(|dir| dir.join(program)).find(|file| file.is_file())

@@ -5,7 +5,7 @@
 
 /// An archive in the making.
 #[derive(Debug, Default)]
-pub(crate) struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
@@ -16,22 +16,22 @@ const LINK: u32 = 0o120_777;
 
 impl Archive {
     /// Adds a directory. Those above it must have been added before.
-    pub(crate) fn directory(&mut self, path: &str) {
+    pub fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY, &[]);
     }
 
     /// Adds an executable file.
-    pub(crate) fn file(&mut self, path: &str, contents: &[u8]) {
+    pub fn file(&mut self, path: &str, contents: &[u8]) {
         self.entry(path, PROGRAM, contents);
     }
 
     /// Adds a symbolic link.
-    pub(crate) fn link(&mut self, path: &str, target: &str) {
+    pub fn link(&mut self, path: &str, target: &str) {
         self.entry(path, LINK, target.as_bytes());
     }
 
     /// The whole archive.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes
     }

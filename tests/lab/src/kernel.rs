@@ -11,13 +11,27 @@ use std::{fs, thread};
 
 /// Why a kernel cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum KernelError {
+pub enum KernelError {
+    /// A file of the package cannot be read.
     #[error("Cannot read {}", path.display())]
-    Read { path: PathBuf, source: io::Error },
+    Read {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No bzImage.
     #[error("{0} is not a kernel with a payload")]
     NoPayload(PathBuf),
+    /// The program that unpacks it does not run.
     #[error("Cannot unpack the kernel with {program}")]
-    Unpack { program: &'static str, source: io::Error },
+    Unpack {
+        /// Which one.
+        program: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Neither a file nor built in.
     #[error("The kernel has no module {0}")]
     NoModule(String),
 }
@@ -28,7 +42,7 @@ const PAYLOAD: usize = 0x248;
 const LENGTH: usize = 0x24c;
 
 /// The ELF file inside a bzImage.
-pub(crate) fn unpack(path: &Path) -> Result<Vec<u8>, KernelError> {
+pub fn unpack(path: &Path) -> Result<Vec<u8>, KernelError> {
     let image = fs::read(path).map_err(|source| KernelError::Read { path: path.to_owned(), source })?;
     let payload = payload(&image).ok_or_else(|| KernelError::NoPayload(path.to_owned()))?;
     let (program, arguments): (_, &[&str]) = match payload {
@@ -76,7 +90,7 @@ fn filter(program: &str, arguments: &[&str], input: &[u8]) -> io::Result<Vec<u8>
 
 /// The files of `wanted` modules and of those they need, in the order to load them in. Modules built into the kernel
 /// are left out.
-pub(crate) fn modules(tree: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>, KernelError> {
+pub fn modules(tree: &Path, wanted: &[&str]) -> Result<Vec<PathBuf>, KernelError> {
     let mut files = HashMap::new();
     list(tree, &mut files).map_err(|source| KernelError::Read { path: tree.to_owned(), source })?;
     let built_in = fs::read_to_string(tree.join("modules.builtin"))

@@ -1,0 +1,13 @@
+//! The lab itself, shown with real machines.
+
+mod hosts;
+mod inside;
+mod nested;
+
+use aventine_lab::{Lab, chain};
+
+/// A lab that is there, or the reason why not.
+#[track_caller]
+fn lab(hosts: usize) -> Lab {
+    Lab::start(hosts).unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
