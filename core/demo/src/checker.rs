@@ -8,7 +8,7 @@
 //! - every counter has at least its acknowledged and at most its attempted count,
 //! - every answer was the one that an undisturbed Redis would have given.
 
-use crate::network::Network;
+use crate::network::Namespace;
 use redis::{Connection, ErrorKind, RedisError, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -81,13 +81,13 @@ impl Outcome {
     }
 }
 
-/// Connects to Redis in the guest at `address`; tries for `limit`.
-pub fn connect(network: &Network, address: &str, limit: Duration) -> Result<Connection, CheckError> {
+/// Connects from `client` to Redis in the guest at `address`; tries for `limit`.
+pub fn connect(client: &Namespace, address: &str, limit: Duration) -> Result<Connection, CheckError> {
     let end = Instant::now() + limit;
     loop {
-        let attempt = network.client.enter(|| {
-            let client = redis::Client::open((address, PORT))?;
-            let mut connection = client.get_connection_with_timeout(Duration::from_millis(500))?;
+        let attempt = client.enter(|| {
+            let redis = redis::Client::open((address, PORT))?;
+            let mut connection = redis.get_connection_with_timeout(Duration::from_millis(500))?;
             connection.set_read_timeout(Some(PATIENCE))?;
             connection.set_write_timeout(Some(PATIENCE))?;
             redis::cmd("PING").exec(&mut connection)?;
@@ -102,8 +102,8 @@ pub fn connect(network: &Network, address: &str, limit: Duration) -> Result<Conn
 }
 
 /// Has Redis in the guest at `address` forget everything, so that a client can begin anew.
-pub fn forget(network: &Network, address: &str, limit: Duration) -> Result<(), CheckError> {
-    redis::cmd("FLUSHALL").exec(&mut connect(network, address, limit)?).map_err(CheckError::Forget)
+pub fn forget(client: &Namespace, address: &str, limit: Duration) -> Result<(), CheckError> {
+    redis::cmd("FLUSHALL").exec(&mut connect(client, address, limit)?).map_err(CheckError::Forget)
 }
 
 /// What a client tells while it works.
@@ -158,7 +158,7 @@ impl Load {
 
     /// Stops writing, waits for the answers under way and reads everything back: on the same connection, or on a new
     /// one to the guest at `address` if it broke.
-    pub fn finish(self, network: &Network, address: &str) -> Result<Outcome, CheckError> {
+    pub fn finish(self, client: &Namespace, address: &str) -> Result<Outcome, CheckError> {
         self.stop.store(true, Ordering::Relaxed);
         let mut worker = self.thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic));
         if !worker.outcome.broken
@@ -167,7 +167,7 @@ impl Load {
             worker.outcome.broke(&error);
         }
         if worker.outcome.broken {
-            worker.connection = connect(network, address, PATIENCE)?;
+            worker.connection = connect(client, address, PATIENCE)?;
             if let Err(error) = worker.verify() {
                 worker.outcome.lost += worker.outcome.acknowledged;
                 worker.outcome.problem(|| format!("nothing could be read back: {error}"));

@@ -12,7 +12,7 @@
 //! WORK/host-a-2, …         the same for a second guest
 //! ```
 
-use crate::network::{GUESTS, Host, Network, NetworkError, TAPS};
+use crate::network::{GUESTS, Host, Namespace, Network, NetworkError, TAPS};
 use crate::node::{self, Node, NodeError, Role};
 use crate::vm::{MONITOR, NETWORK, Vm};
 use aventine_engine::Status;
@@ -193,6 +193,11 @@ impl Lab {
     /// The network.
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// Where the guests' clients are.
+    pub fn client(&self) -> &Namespace {
+        &self.network.client
     }
 
     /// A host's directory for a guest.

@@ -122,7 +122,7 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
 fn round(lab: &Lab, random: &mut StdRng) -> Result<Round, DemoError> {
     eprintln!("  starting the guest on host a, its standby on host b");
     let mut pair = lab.start()?;
-    let connection = checker::connect(lab.network(), GUEST, lab::STARTUP)?;
+    let connection = checker::connect(lab.client(), GUEST, lab::STARTUP)?;
     eprintln!("  protected; a Redis client writes on one TCP connection");
     let load = Load::start(connection, random.random());
     let floor = pair.ask(|primary| primary.floor(FLOOR_ROUNDS))?;
@@ -134,7 +134,7 @@ fn round(lab: &Lab, random: &mut StdRng) -> Result<Round, DemoError> {
     pair.fail_over(random.random())?;
     eprintln!("  host b runs the guest after {} ms", lost_at.elapsed().as_millis());
     load.wait_answers(AFTERWARDS, ANSWERS)?;
-    let outcome = load.finish(lab.network(), GUEST)?;
+    let outcome = load.finish(lab.client(), GUEST)?;
     for problem in &outcome.problems {
         eprintln!("  {problem}");
     }
@@ -159,7 +159,7 @@ fn round(lab: &Lab, random: &mut StdRng) -> Result<Round, DemoError> {
 /// Protects a guest and says how to play with it.
 fn keep(lab: &Lab) -> Result<(), DemoError> {
     let mut pair: Pair = lab.start()?;
-    checker::connect(lab.network(), GUEST, lab::STARTUP)?;
+    checker::connect(lab.client(), GUEST, lab::STARTUP)?;
     let status = pair.primary.status()?;
     let own = std::process::id();
     let enter = match in_user_namespace() {

@@ -78,6 +78,11 @@ impl Namespace {
         })
     }
 
+    /// That of this process.
+    pub fn here() -> io::Result<Namespace> {
+        File::open("/proc/self/ns/net").map(Namespace)
+    }
+
     /// Another handle to the same namespace.
     pub fn try_clone(&self) -> io::Result<Namespace> {
         self.0.try_clone().map(Namespace)

@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn the_newest_addresses_are_known_once_each() {
         let mut addresses = Addresses::default();
-        [1, 1, 2, 1, 3].map(|n| addresses.learn(&from(address(n))));
+        [1, 1, 2, 1, 3].iter().for_each(|n| addresses.learn(&from(address(*n))));
         assert_eq!(addresses.0, [2, 1, 3].map(address));
         for wrong in [[0; ADDRESS], [1, 0, 0, 0, 0, 9], [0xff; ADDRESS]] {
             addresses.learn(&from(wrong));

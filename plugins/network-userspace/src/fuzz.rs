@@ -91,7 +91,7 @@ mod tests {
     fn a_primary_can_only_have_frames_repeated_once() {
         let run = |way, first| {
             let mut frames = Frames::new(way, first);
-            [60, 14, 300].map(|length| frames.add(&vec![length as u8; length]));
+            [60, 14, 300].iter().for_each(|length| frames.add(&vec![*length as u8; *length]));
             record(frames.head(), &frames.payload)
         };
         let session = [run(Way::ToGuest, 0), run(Way::FromGuest, 0), seal(1, 1, 0), seal(2, 2, 3)].concat();

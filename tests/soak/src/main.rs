@@ -133,7 +133,7 @@ fn soak(options: &Options, seed: u64, report: &mut Report) -> Result<(), SoakErr
     let more = |done| options.rounds.map_or_else(|| Instant::now() < end, |rounds| done < rounds);
     let mut done = 0;
     while more(done) {
-        let load = Load::start(checker::connect(lab.network(), GUEST, STARTUP)?, random.random());
+        let load = Load::start(checker::connect(lab.client(), GUEST, STARTUP)?, random.random());
         load.wait_answers(SERVED, LIMIT)?;
         for _ in 0..BATCH {
             if !more(done) {
@@ -143,7 +143,7 @@ fn soak(options: &Options, seed: u64, report: &mut Report) -> Result<(), SoakErr
             round(&lab, &mut pair, &load, fault, &mut random, report)?;
             done += 1;
         }
-        let outcome = load.finish(lab.network(), GUEST)?;
+        let outcome = load.finish(lab.client(), GUEST)?;
         report.writes_acknowledged += outcome.acknowledged;
         report.writes_lost += outcome.lost;
         report.connections_broken += u64::from(outcome.broken);
@@ -151,7 +151,7 @@ fn soak(options: &Options, seed: u64, report: &mut Report) -> Result<(), SoakErr
             let problems = outcome.problems.join("; ");
             return Err(SoakError::Lost { lost: outcome.lost, broken: outcome.broken, problems });
         }
-        checker::forget(lab.network(), GUEST, LIMIT)?;
+        checker::forget(lab.client(), GUEST, LIMIT)?;
         eprintln!("{done} rounds, {} writes read back", report.writes_acknowledged);
     }
     Ok(())

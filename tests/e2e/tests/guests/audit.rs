@@ -125,7 +125,7 @@ fn a_write_that_tracking_misses_is_found_and_named() {
             page = any(&mut random);
         }
         assert_undisturbed(&finish(&lab, load));
-        checker::forget(lab.network(), Site::FIRST.address(), LIMIT).unwrap();
+        checker::forget(lab.client(), Site::FIRST.address(), LIMIT).unwrap();
     }
     let load = load(&lab, Site::FIRST);
     pair.fail_over(false).unwrap();

@@ -11,7 +11,7 @@ use std::process::Command;
 fn the_checker_notices_lost_writes() {
     let lab = lab("checker");
     let (pair, load) = with_load(&lab);
-    let mut other = checker::connect(lab.network(), Site::FIRST.address(), LIMIT).unwrap();
+    let mut other = checker::connect(lab.client(), Site::FIRST.address(), LIMIT).unwrap();
     redis::cmd("DEL").arg("key:0").exec(&mut other).unwrap();
     redis::cmd("SET").arg("key:1").arg("older").exec(&mut other).unwrap();
     let outcome = finish(&lab, load);
@@ -19,7 +19,7 @@ fn the_checker_notices_lost_writes() {
     drop(pair);
 
     let (_pair, load) = with_load(&lab);
-    let mut other = checker::connect(lab.network(), Site::FIRST.address(), LIMIT).unwrap();
+    let mut other = checker::connect(lab.client(), Site::FIRST.address(), LIMIT).unwrap();
     redis::cmd("DECR").arg("counter:0").exec(&mut other).unwrap();
     let outcome = finish(&lab, load);
     // The counter itself, and each answer about it that was then wrong.

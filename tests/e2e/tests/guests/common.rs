@@ -47,7 +47,7 @@ pub(crate) fn with_load(lab: &Lab) -> (Pair, Load) {
 
 /// A client at work in a guest.
 pub(crate) fn load(lab: &Lab, site: Site) -> Load {
-    let connection = checker::connect(lab.network(), site.address(), STARTUP).unwrap();
+    let connection = checker::connect(lab.client(), site.address(), STARTUP).unwrap();
     let load = Load::start(connection, 1 + site.guest as u64);
     load.wait_answers(SOME, LIMIT).unwrap();
     load
@@ -61,7 +61,7 @@ pub(crate) fn finish(lab: &Lab, load: Load) -> Outcome {
 /// The same in a guest of one's choice.
 pub(crate) fn finish_at(lab: &Lab, site: Site, load: Load) -> Outcome {
     load.wait_answers(SOME, LIMIT).unwrap();
-    load.finish(lab.network(), site.address()).unwrap()
+    load.finish(lab.client(), site.address()).unwrap()
 }
 
 /// Waits until something has happened that no status tells.

@@ -58,7 +58,7 @@ fn cuts_leave_one_owner_and_one_history() {
         println!("{round}: {cut:?}, {owner:?} owns the guest");
         if round % BATCH == 0 {
             assert_undisturbed(&finish(&lab, client));
-            checker::forget(lab.network(), Site::FIRST.address(), LIMIT).unwrap();
+            checker::forget(lab.client(), Site::FIRST.address(), LIMIT).unwrap();
             client = load(&lab, Site::FIRST);
         }
     }

@@ -28,7 +28,7 @@ fn graceful_stop_is_not_a_failover() {
 fn guest_shutdown_is_not_a_failover() {
     let lab = lab("shutdown");
     let mut pair = lab.start().unwrap();
-    let mut connection = checker::connect(lab.network(), Site::FIRST.address(), STARTUP).unwrap();
+    let mut connection = checker::connect(lab.client(), Site::FIRST.address(), STARTUP).unwrap();
     // The guest's init goes off when Redis ends. There is no answer.
     redis::cmd("SHUTDOWN").arg("NOSAVE").exec(&mut connection).unwrap_err();
     let status = pair.primary.wait_end(LIMIT).unwrap();
