@@ -8,7 +8,7 @@ use std::process::Command;
 /// On the hosts' network.
 const GUEST: &str = "10.9.0.50";
 
-fn given(variable: &str) -> PathBuf {
+pub(crate) fn given(variable: &str) -> PathBuf {
     match std::env::var_os(variable) {
         Some(path) => path.into(),
         None => panic!("{variable} is not set: run this test with `cargo xtask test`"),
@@ -16,7 +16,7 @@ fn given(variable: &str) -> PathBuf {
 }
 
 #[track_caller]
-fn ok(host: &Host, line: &str) {
+pub(crate) fn ok(host: &Host, line: &str) {
     let output = host.run(Command::new("sh").args(["-e", "-c", line])).unwrap();
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,0 +1,142 @@
+//! A guest under KVM fails over from one lab host to another, with Debian's kernel below and a client on a third.
+//!
+//! ```text
+//!  lab0: guest ─ tap ┐           ┌ tap ─ guest: lab1       lab2: client, etcd, capture
+//!                   br0 ─ eth0 ═══ eth0 ─ br0                    eth0
+//!                          ╚═══════════════════════════════════════╝
+//! ```
+
+use crate::lab;
+use crate::nested::{given, ok};
+use aventine_demo::checker::{self, Load, Outcome};
+use aventine_demo::network::Namespace;
+use aventine_lab::{Host, Lab, Process};
+use std::io::stdin;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// On the hosts' network.
+const GUEST: &str = "10.9.0.50";
+const MAC: &str = "52:54:00:a7:e0:01";
+/// Longest that anything may take: these machines are slow.
+const LIMIT: Duration = Duration::from_secs(240);
+/// Answers that show that the client is served.
+const SERVED: u64 = 100;
+
+/// Runs another test of this binary on a host, to its end.
+fn helper<'h>(host: &'h Host, name: &str) -> Process<'h> {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"]);
+    host.spawn(&command).unwrap()
+}
+
+/// Writes to the guest's Redis; says `served` for each line that it reads and has been answered since, and at the end of its
+/// input what became of it all.
+#[test]
+#[ignore = "the client of the other tests, on a lab host"]
+fn client() {
+    let here = Namespace::here().unwrap();
+    let load = Load::start(checker::connect(&here, GUEST, LIMIT).unwrap(), 1);
+    for _ in stdin().lines() {
+        load.wait_answers(SERVED, LIMIT).unwrap();
+        println!("served {}", load.answers());
+    }
+    let Outcome { acknowledged, lost, broken, problems, .. } = load.finish(&here, GUEST).unwrap();
+    assert!(lost == 0 && !broken, "{lost} lost, broken: {broken}, {problems:?}");
+    println!("all of {acknowledged} writes are there");
+}
+
+/// A host with a bridge for the guest's tap, and a configuration.
+fn prepare(host: &Host, network: &str) {
+    let address = host.address();
+    ok(host, "modprobe -a kvm_amd tun bridge");
+    ok(host, "ip link add br0 type bridge; ip tuntap add guest mode tap; ip link set guest up master br0");
+    ok(
+        host,
+        &format!(
+            "ip address flush dev eth0; ip link set eth0 master br0; ip link set br0 up; ip address add {address}/24 dev br0"
+        ),
+    );
+    let [kernel, initrd] = ["AVENTINE_KERNEL", "AVENTINE_INITRD"].map(|v| given(v).display().to_string());
+    let configuration = format!(
+        r#"name = "web"
+heartbeat = "200ms"
+detection = "5s"
+
+[guest]
+plugin = "qemu"
+command = [
+    "qemu-system-x86_64", "-accel", "kvm", "-cpu", "max", "-machine", "pc,usb=off,vmport=off", "-m", "128M", "-nodefaults",
+    "-display", "none", "-kernel", "{kernel}", "-initrd", "{initrd}",
+    "-append", "quiet mitigations=off no_timer_check cryptomgr.notests panic=-1 address={GUEST}/24", "-no-reboot",
+    "-device", "virtio-net-pci,netdev=net0,romfile=,mac={MAC}",
+]
+
+[[network]]
+id = "net0"
+{network}
+
+[transport]
+plugin = "tcp"
+listen = "0.0.0.0:7400"
+peer = ["10.9.0.10:7400", "10.9.0.11:7400"]
+unsafe_plaintext = true
+
+[policy]
+plugin = "fixed"
+interval = "200ms"
+
+[arbiter]
+plugin = "etcd"
+endpoints = ["http://10.9.0.12:2379"]
+unsafe_plaintext = true
+"#
+    );
+    host.put(Path::new("/etc/aventine/web.toml"), configuration.as_bytes(), 0o600).unwrap();
+}
+
+fn aventine<'h>(host: &'h Host, role: &str) -> Process<'h> {
+    host.spawn(Command::new(given("AVENTINE_PROGRAM")).args([role, "/etc/aventine/web.toml"])).unwrap()
+}
+
+fn arbiter(host: &Host) -> Process<'_> {
+    let mut etcd = Command::new("etcd");
+    etcd.args(["--data-dir", "/run/etcd", "--listen-client-urls", "http://10.9.0.12:2379"]);
+    etcd.args([
+        "--advertise-client-urls",
+        "http://10.9.0.12:2379",
+        "--heartbeat-interval",
+        "500",
+        "--election-timeout",
+        "5000",
+    ]);
+    host.spawn(&etcd).unwrap()
+}
+
+/// Protects a guest, loses its host, and lets the client say what it has lost.
+fn fail_over(network: &str) {
+    let Lab { hosts } = lab(3);
+    let [a, b, c] = hosts.as_slice() else { unreachable!() };
+    let mut etcd = arbiter(c);
+    [a, b].iter().for_each(|host| prepare(host, network));
+    etcd.wait_for("ready to serve client requests").unwrap();
+    let mut standby = aventine(b, "standby");
+    standby.wait_for("waiting").unwrap();
+    let mut primary = aventine(a, "protect");
+    primary.wait_for("protected: ").unwrap();
+
+    let mut client = helper(c, "failover::client");
+    client.input().write(b"before\n").unwrap();
+    client.wait_for("served ").unwrap();
+    a.kill();
+    standby.wait_for("unprotected: the guest runs on").unwrap();
+    client.input().write(b"after\n").unwrap();
+    client.input().write(b"").unwrap();
+    client.wait_for("writes are there").unwrap();
+}
+
+#[test]
+fn a_guest_held_in_this_process_survives_its_host() {
+    fail_over("plugin = \"userspace\"\nuplink = { tap = \"guest\" }");
+}
