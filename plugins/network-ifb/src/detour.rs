@@ -116,6 +116,7 @@ impl Detour {
         let device = device.ok_or_else(|| PathError::NoDevice(self.name.clone()))?;
         let plugged = device
             .mark(netlink, &self.mark.alias())
+            .and_then(|()| device.hush(netlink))
             .map_err(at("mark", None))
             .and_then(|()| Plug::make(netlink, device.index, limit).map_err(at("put a plug at", Some(Need::Plug))))
             .and_then(|plug| device.up(netlink).map(|()| plug).map_err(at("start", None)));

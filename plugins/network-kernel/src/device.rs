@@ -14,7 +14,12 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_STATS64: u16 = 23;
+const IFLA_AF_SPEC: u16 = 26;
+const AF_INET6: u16 = 10;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
 const IFF_UP: u32 = 1;
 
 /// A network device as the kernel describes it.
@@ -89,13 +94,40 @@ impl Device {
 
     /// Makes a device of this kind, down. An error [`NetlinkError::is_taken`]: there is one of this name.
     pub fn make(netlink: &mut Netlink, name: &str, kind: &str) -> Result<(), NetlinkError> {
+        Device::make_with(netlink, name, kind, &[])
+    }
+
+    /// Makes a device of this kind, down, with options of the kind's own (`IFLA_INFO_DATA`), which are bytes.
+    pub fn make_with(
+        netlink: &mut Netlink,
+        name: &str,
+        kind: &str,
+        options: &[(u16, u8)],
+    ) -> Result<(), NetlinkError> {
         let request = Request::new(NEWLINK, CREATE | EXCLUSIVE, &fixed(0, 0, 0)).with_text(IFLA_IFNAME, name);
-        netlink.change(request.nested(IFLA_LINKINFO, |r| r.with_text(IFLA_INFO_KIND, kind)))
+        let data = |r: Request| options.iter().fold(r, |r, (kind, value)| r.with(*kind, &[*value]));
+        netlink.change(request.nested(IFLA_LINKINFO, |r| {
+            let r = r.with_text(IFLA_INFO_KIND, kind);
+            if options.is_empty() { r } else { r.nested(IFLA_INFO_DATA, data) }
+        }))
     }
 
     /// Sets its alias.
     pub fn mark(&self, netlink: &mut Netlink, alias: &str) -> Result<(), NetlinkError> {
         netlink.change(Request::new(SETLINK, 0, &fixed(self.index, 0, 0)).with_text(IFLA_IFALIAS, alias))
+    }
+
+    /// Keeps the host's IPv6 from speaking at it: what a host sends by a device of its own accord would be held there as a guest's
+    /// frames are. Done, too, where there is no IPv6.
+    pub fn hush(&self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
+        const EAFNOSUPPORT: i32 = 97;
+        let request = Request::new(SETLINK, 0, &fixed(self.index, 0, 0)).nested(IFLA_AF_SPEC, |r| {
+            r.nested(AF_INET6, |r| r.with(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]))
+        });
+        match netlink.change(request) {
+            Err(e) if e.errno() == Some(EAFNOSUPPORT) => Ok(()),
+            other => other,
+        }
     }
 
     /// Sets it up.

@@ -6,7 +6,7 @@
 //!           `ifb` plugs here                `plug` plugs here
 //! ```
 
-use aventine_api::{Context, Factory, Host, NetworkBuffer, PluginEntry, Side, inventory};
+use aventine_api::{Context, Epoch, Factory, Host, NetworkBuffer, PluginEntry, PluginError, Side, inventory};
 use aventine_conformance::network::NetworkBench;
 use aventine_network_kernel::{Device, Netlink};
 use rustix::thread::UnshareFlags;
@@ -21,18 +21,20 @@ use std::time::{Duration, Instant};
 
 /// Longer than a bridge takes to take up its ports.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Without it a bridge says nothing of its own accord.
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const GUEST: &str = "guest0";
 const WORLD: &str = "world0";
 
 /// The plugin under test.
-pub trait Kind {
+pub(crate) trait Kind {
     const PLUGIN: &'static str;
     /// How the name of the device begins that it holds frames at.
     const PLUGGED: &'static str;
 }
 
 /// See the module.
-pub struct Taps<K> {
+pub(crate) struct Taps<K> {
     guest: Option<File>,
     world: Option<File>,
     buffer: Option<Box<dyn NetworkBuffer>>,
@@ -41,13 +43,13 @@ pub struct Taps<K> {
 }
 
 /// From here on this thread, and what it starts, is in an empty network namespace.
-pub fn enter_namespace() {
+pub(crate) fn enter_namespace() {
     // SAFETY: a new network namespace for this thread; nothing else that threads share is unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("this test needs root");
 }
 
 /// Opens a tap, which is made if need be and goes with its last user, and sets it up.
-pub fn tap(name: &str) -> File {
+pub(crate) fn tap(name: &str) -> File {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
     let file = options.open("/dev/net/tun").expect("the tun module");
@@ -61,20 +63,50 @@ pub fn tap(name: &str) -> File {
     let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     assert_eq!(made, 0, "{name}: {}", std::io::Error::last_os_error());
     let netlink = &mut Netlink::open().unwrap();
-    Device::find(netlink, name).unwrap().expect("the tap just made").up(netlink).unwrap();
+    let device = Device::find(netlink, name).unwrap().expect("the tap just made");
+    device.hush(netlink).unwrap();
+    device.up(netlink).unwrap();
     file
 }
 
 /// The next frame at a tap.
-pub fn receive(tap: &mut File) -> Option<Vec<u8>> {
+pub(crate) fn receive(tap: &mut File) -> Option<Vec<u8>> {
     let mut frame = vec![0; 2048];
     let length = tap.read(&mut frame).ok()?;
     frame.truncate(length);
     Some(frame)
 }
 
+/// A frame of a kind that nobody else sends.
+pub(crate) fn frame(number: u8) -> Vec<u8> {
+    let mut frame = [[0x52, 0x54, 0, 0xa7, 0xe0, 0x0d], [0x52, 0x54, 0, 0xa7, 0xe0, 0x0c]].concat();
+    frame.extend_from_slice(&[0x88, 0xb5, number]);
+    frame.resize(60, 0);
+    frame
+}
+
+/// Waits for something to become true.
+pub(crate) fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// An engine that is not told anything.
+pub(crate) struct Nobody;
+
+impl Host for Nobody {
+    fn request_epoch(&self) {}
+    fn staged(&self, _: Epoch) {}
+    fn failed(&self, error: PluginError) {
+        panic!("{}", error.chain());
+    }
+}
+
 /// Makes the plugin of this name.
-pub fn plugin(name: &str, config: &str, id: &str, side: Side, host: Arc<dyn Host>) -> Result<Box<dyn NetworkBuffer>, String> {
+pub(crate) fn plugin(name: &str, config: &str, id: &str, side: Side, host: Arc<dyn Host>) -> Result<Box<dyn NetworkBuffer>, String> {
     let mut entries = inventory::iter::<PluginEntry>.into_iter();
     let entry = entries.find(|e| e.name == name).expect("the plugin is linked in");
     let Factory::Network(make) = entry.factory else { panic!("{name} is a network plugin") };
@@ -91,10 +123,11 @@ pub fn plugin(name: &str, config: &str, id: &str, side: Side, host: Arc<dyn Host
 }
 
 /// Makes a bridge of these taps, and waits until it forwards from the first to the last.
-pub fn bridge(name: &str, taps: &mut [(&str, &mut File)]) {
+pub(crate) fn bridge(name: &str, taps: &mut [(&str, &mut File)]) {
     let netlink = &mut Netlink::open().unwrap();
-    Device::make(netlink, name, "bridge").expect("the bridge module");
+    Device::make_with(netlink, name, "bridge", &[(IFLA_BR_MCAST_SNOOPING, 0)]).expect("the bridge module");
     let bridge = Device::find(netlink, name).unwrap().expect("the bridge just made");
+    bridge.hush(netlink).unwrap();
     bridge.up(netlink).unwrap();
     for (tap, _) in taps.iter() {
         Device::find(netlink, tap).unwrap().expect("the tap").enslave(netlink, bridge.index).unwrap();
