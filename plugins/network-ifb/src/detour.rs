@@ -17,7 +17,7 @@ const NAME: usize = 15;
 /// Whose an IFB is, as its alias has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
-    guest: String,
+    pub(crate) guest: String,
     id: String,
     tap: String,
 }
@@ -118,7 +118,9 @@ impl Detour {
             .mark(netlink, &self.mark.alias())
             .and_then(|()| device.hush(netlink))
             .map_err(at("mark", None))
-            .and_then(|()| Plug::make(netlink, device.index, limit).map_err(at("put a plug at", Some(Need::Plug))))
+            .and_then(|()| {
+                Plug::make(netlink, device.index, limit).map_err(at("put a plug at", Some(Need::Plug)))
+            })
             .and_then(|plug| device.up(netlink).map(|()| plug).map_err(at("start", None)));
         match plugged {
             Ok(plug) => self.ifb = Some(Ifb { device, plug }),
@@ -210,7 +212,10 @@ fn clear(netlink: &mut Netlink, tap: &Device) -> Result<(), PathError> {
 
 /// Removes what processes that are gone have left for the marks that `whose` accepts; tells which devices. The redirection
 /// goes first and what the IFB held is dropped with it.
-pub(crate) fn reclaim(netlink: &mut Netlink, whose: impl Fn(&Mark) -> bool) -> Result<Vec<String>, PathError> {
+pub(crate) fn reclaim(
+    netlink: &mut Netlink,
+    whose: impl Fn(&Mark) -> bool,
+) -> Result<Vec<String>, PathError> {
     let all = Device::all(netlink).map_err(|e| PathError::at("look for", "IFBs", None, e))?;
     let mut removed = Vec::new();
     for ifb in all.iter().filter(|d| d.kind == "ifb") {
@@ -220,7 +225,8 @@ pub(crate) fn reclaim(netlink: &mut Netlink, whose: impl Fn(&Mark) -> bool) -> R
             Diversion::reclaim(netlink, tap.index).map_err(failed)?;
         }
         Device::remove(netlink, ifb.index).map_err(failed)?;
-        removed.push(format!("the IFB {} with its plug, and the redirection to it from {}", ifb.name, mark.tap));
+        removed
+            .push(format!("the IFB {} with its plug, and the redirection to it from {}", ifb.name, mark.tap));
     }
     Ok(removed)
 }
@@ -282,7 +288,9 @@ mod tests {
     fn an_alias_is_read_back_and_others_are_not() {
         let web = mark("web", "net0");
         assert_eq!(Mark::read(&web.alias()), Some(web));
-        for other in ["", "aventine", "aventine web net0", "aventine web net0 tap more", "my aventine web net0 tap"] {
+        for other in
+            ["", "aventine", "aventine web net0", "aventine web net0 tap more", "my aventine web net0 tap"]
+        {
             assert_eq!(Mark::read(other), None, "{other}");
         }
     }
@@ -291,7 +299,10 @@ mod tests {
     fn names_fit_and_differ() {
         assert_eq!(mark("web", "net0").name(), "ifb-web-net0");
         let long = [mark("a-guest-with-a-long-name", "net0"), mark("a-guest-with-a-long-name", "net1")];
-        assert!(long.iter().all(|m| m.name().len() <= NAME && m.name().starts_with("ifb-a-gues-")), "{long:?}");
+        assert!(
+            long.iter().all(|m| m.name().len() <= NAME && m.name().starts_with("ifb-a-gues-")),
+            "{long:?}"
+        );
         assert_ne!(long[0].name(), long[1].name());
     }
 }

@@ -18,8 +18,9 @@
 
 mod detour;
 mod settings;
+mod upkeep;
 
-use aventine_api::{Factory, PluginEntry, inventory};
+use aventine_api::{Factory, Kind, PluginEntry, Upkeep, inventory};
 use settings::Settings;
 
 inventory::submit! {
@@ -30,4 +31,8 @@ inventory::submit! {
         validate: |config| Settings::parse(config).map(drop),
         factory: Factory::Network(|config, context| Ok(Box::new(detour::make(config, context)?))),
     }
+}
+
+inventory::submit! {
+    Upkeep { kind: Kind::Network, name: "ifb", probe: upkeep::probe, reclaim: upkeep::reclaim }
 }

@@ -96,3 +96,27 @@ fn a_tap_has_one_buffer() {
     drop(first);
     ifb("guest0", "net1", Side::Primary).unwrap();
 }
+
+#[test]
+#[ignore = "needs root and sch_plug: run by the lab"]
+fn what_a_crash_left_is_reclaimed_and_told() {
+    enter_namespace();
+    let _guest = tap("guest0");
+    let netlink = &mut Netlink::open().unwrap();
+    Device::make(netlink, "ifb0", "ifb").unwrap();
+    let guest = Device::find(netlink, "guest0").unwrap().unwrap().index;
+    let (upkeep, premises) = bench::upkeep("ifb");
+    let config = "device = 'guest0'";
+    assert_eq!((upkeep.probe)(config, &premises), Vec::<String>::new());
+    bench::crash();
+    assert_eq!(ifbs(netlink).len(), 2);
+    assert_eq!(redirects(netlink, guest).unwrap().ours, Some(true));
+    let told = (upkeep.reclaim)(config, &premises).unwrap();
+    assert!(told.len() == 1 && told[0].contains("and the redirection to it from guest0"), "{told:?}");
+    assert_eq!(ifbs(netlink), ["ifb0"]);
+    assert!(!has_ingress(netlink, guest));
+    assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), Vec::<String>::new());
+    assert!(
+        (upkeep.probe)("device = 'nowhere'", &premises)[0].contains("There is no network device nowhere")
+    );
+}

@@ -18,7 +18,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum PathError {
     /// No such device.
-    #[error("There is no network device {0}; make it with: ip tuntap add dev {0} mode tap && ip link set {0} up")]
+    #[error(
+        "There is no network device {0}; make it with: ip tuntap add dev {0} mode tap && ip link set {0} up"
+    )]
     NoDevice(String),
     /// A device is of the wrong kind.
     #[error("{device} is not a tap device, so no guest can open it")]
@@ -197,7 +199,8 @@ impl<P: Path> Buffer<P> {
         let deadline = Instant::now() + DRAIN;
         while let Some(plug) = self.path.plug() {
             let stats = plug.stats(&mut self.netlink);
-            let stats = stats.map_err(|e| PathError::at("watch the plug of", self.path.plugged(), None, e))?;
+            let stats =
+                stats.map_err(|e| PathError::at("watch the plug of", self.path.plugged(), None, e))?;
             if stats.packets == 0 {
                 break;
             }

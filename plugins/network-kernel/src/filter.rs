@@ -177,7 +177,9 @@ impl Diversion {
                 let r = match classifier {
                     Classifier::Matchall => r,
                     // `struct tc_u32_sel` without a key.
-                    Classifier::U32 => r.with(TCA_U32_SEL, &[TERMINAL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+                    Classifier::U32 => {
+                        r.with(TCA_U32_SEL, &[TERMINAL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+                    }
                 };
                 r.nested(classifier.actions(), |r| r.nested(1, action))
             })

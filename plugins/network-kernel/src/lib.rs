@@ -46,5 +46,5 @@ pub use device::{Counters, Device};
 pub use filter::{Diversion, Redirects, redirects};
 pub use netlink::{Netlink, NetlinkError};
 pub use plug::{Plug, QdiscInfo, QueueStats};
-pub use probe::{Need, probe};
+pub use probe::{Need, lacking, probe};
 pub use settings::{LIMIT_RANGE, device_name, limit};

@@ -123,7 +123,11 @@ impl Netlink {
     }
 
     /// Asks for one thing.
-    pub(crate) fn ask(&mut self, request: Request, take: impl FnMut(Message<'_>)) -> Result<(), NetlinkError> {
+    pub(crate) fn ask(
+        &mut self,
+        request: Request,
+        take: impl FnMut(Message<'_>),
+    ) -> Result<(), NetlinkError> {
         self.transact(request, ACK, take).map(drop)
     }
 

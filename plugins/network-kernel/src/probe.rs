@@ -1,5 +1,6 @@
 //! What this machine must have for a plug, and whether it has it.
 
+use crate::buffer::PathError;
 use crate::device::Device;
 use crate::filter::Diversion;
 use crate::netlink::{Netlink, NetlinkError};
@@ -41,7 +42,9 @@ impl Need {
                 "try modprobe sch_plug (CONFIG_NET_SCH_PLUG; Debian's linux-image-amd64 has it), or use the plugin \
                  `userspace`, which needs no module"
             }
-            Need::Ifb => "try modprobe ifb (CONFIG_IFB), or use the plugin `userspace`, which needs no module",
+            Need::Ifb => {
+                "try modprobe ifb (CONFIG_IFB), or use the plugin `userspace`, which needs no module"
+            }
             Need::Redirect => {
                 "try modprobe -a sch_ingress act_mirred cls_matchall, or use the plugin `userspace`, which needs no module"
             }
@@ -56,6 +59,17 @@ pub fn probe(ifb: bool) -> Vec<Need> {
     // A thread's own network namespace ends with the thread.
     let tried = thread::scope(|scope| scope.spawn(move || try_all(ifb)).join());
     tried.unwrap_or_default()
+}
+
+/// All that keeps a plugin from working here, as sentences: what the kernel lacks, then what `look` finds at the devices.
+pub fn lacking(ifb: bool, look: impl FnOnce(&mut Netlink) -> Result<(), PathError>) -> Vec<String> {
+    let mut lacking: Vec<_> = probe(ifb).into_iter().map(|need| PathError::Lacks(need).to_string()).collect();
+    let looked = Netlink::open().map(|mut netlink| look(&mut netlink));
+    if let Ok(Err(error)) = looked {
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+        lacking.push(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+    }
+    lacking
 }
 
 #[allow(unsafe_code)]

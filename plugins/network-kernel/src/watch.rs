@@ -218,7 +218,12 @@ impl Watcher {
                 drop(state);
                 if dropped > 0 {
                     let (device, limit) = (&self.plugged, self.limit);
-                    tracing::warn!(device, dropped, limit, "kernel-drop: the plug was full and dropped frames of the guest");
+                    tracing::warn!(
+                        device,
+                        dropped,
+                        limit,
+                        "kernel-drop: the plug was full and dropped frames of the guest"
+                    );
                 }
                 if full {
                     self.host.request_epoch();

@@ -6,15 +6,18 @@
 //!           `ifb` plugs here                `plug` plugs here
 //! ```
 
-use aventine_api::{Context, Epoch, Factory, Host, NetworkBuffer, PluginEntry, PluginError, Side, inventory};
+use aventine_api::{
+    Context, Epoch, Factory, Host, NetworkBuffer, PluginEntry, PluginError, Premises, Side, Upkeep, inventory,
+};
 use aventine_conformance::network::NetworkBench;
 use aventine_network_kernel::{Device, Netlink};
 use rustix::thread::UnshareFlags;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -106,7 +109,13 @@ impl Host for Nobody {
 }
 
 /// Makes the plugin of this name.
-pub(crate) fn plugin(name: &str, config: &str, id: &str, side: Side, host: Arc<dyn Host>) -> Result<Box<dyn NetworkBuffer>, String> {
+pub(crate) fn plugin(
+    name: &str,
+    config: &str,
+    id: &str,
+    side: Side,
+    host: Arc<dyn Host>,
+) -> Result<Box<dyn NetworkBuffer>, String> {
     let mut entries = inventory::iter::<PluginEntry>.into_iter();
     let entry = entries.find(|e| e.name == name).expect("the plugin is linked in");
     let Factory::Network(make) = entry.factory else { panic!("{name} is a network plugin") };
@@ -120,6 +129,28 @@ pub(crate) fn plugin(name: &str, config: &str, id: &str, side: Side, host: Arc<d
         host,
     };
     make(config, context).map_err(|e| e.chain())
+}
+
+/// Another process of this program engages the plugin at `guest0`, and is killed.
+pub(crate) fn crash() {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "--include-ignored", "controller_that_crashes"])
+        .env("AVENTINE_CONFORMANCE_PLACE", "")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let words = BufReader::new(child.stdout.take().unwrap());
+    let holding = words.lines().map_while(Result::ok).any(|line| line == "holding");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(holding, "the controller ended by itself");
+}
+
+/// The plugin's upkeep, for this configuration.
+pub(crate) fn upkeep(name: &str) -> (&'static Upkeep, Premises) {
+    let upkeep = inventory::iter::<Upkeep>.into_iter().find(|u| u.name == name).expect("the plugin has one");
+    (upkeep, Premises { guest: "conformance".into(), id: "net0".into(), config_dir: "/nowhere".into() })
 }
 
 /// Makes a bridge of these taps, and waits until it forwards from the first to the last.

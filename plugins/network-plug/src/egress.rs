@@ -2,7 +2,9 @@
 
 use crate::settings::Settings;
 use aventine_api::{Context, PluginError, Side};
-use aventine_network_kernel::{Buffer, Claim, Device, Need, Netlink, NetlinkError, Path, PathError, Plug, QdiscInfo};
+use aventine_network_kernel::{
+    Buffer, Claim, Device, Need, Netlink, NetlinkError, Path, PathError, Plug, QdiscInfo,
+};
 use std::time::{Duration, Instant};
 
 /// How long a busy device is waited for to be empty for a moment.
@@ -19,7 +21,8 @@ pub(crate) struct Egress {
 
 /// Makes the buffer; what an earlier process left at the device is dropped.
 pub(crate) fn make(config: &str, context: Context) -> Result<Buffer<Egress>, PluginError> {
-    let settings = Settings::parse(config).map_err(|e| PluginError::new(aventine_api::ErrorCode::Config, e))?;
+    let settings =
+        Settings::parse(config).map_err(|e| PluginError::new(aventine_api::ErrorCode::Config, e))?;
     let mut netlink =
         Netlink::open().map_err(|e| PluginError::new(aventine_api::ErrorCode::Unavailable, e))?;
     let path = Egress::make(&mut netlink, &settings, context.side)?;
@@ -31,13 +34,8 @@ impl Egress {
         let (tap, device) = find(netlink, settings)?;
         let name = device.name.clone();
         let claim = Claim::take(&name)?;
-        let looked = |e| PathError::at("look at the root qdisc of", &name, None, e);
         reclaim(netlink, &device)?;
-        if let Some(root) = QdiscInfo::root(netlink, device.index).map_err(looked)?
-            && root.handle != 0
-        {
-            return Err(PathError::ForeignRoot { device: name, kind: root.kind });
-        }
+        check(netlink, &device)?;
         let limit = if side == Side::Primary { settings.limit } else { 0 };
         let failed = |e| PathError::at("put a plug at", &name, Some(Need::Plug), e);
         let plug = Plug::make(netlink, device.index, limit).map_err(failed)?;
@@ -86,6 +84,18 @@ pub(crate) fn find(netlink: &mut Netlink, settings: &Settings) -> Result<(Device
     }
 }
 
+/// Whether the device's root is free for a plug, or has one of ours.
+pub(crate) fn check(netlink: &mut Netlink, device: &Device) -> Result<(), PathError> {
+    let failed = |e| PathError::at("look at the root qdisc of", &device.name, None, e);
+    match QdiscInfo::root(netlink, device.index).map_err(failed)? {
+        // Those that the kernel attaches by itself have no handle.
+        Some(root) if root.handle != 0 && !root.is_ours() => {
+            Err(PathError::ForeignRoot { device: device.name.clone(), kind: root.kind })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Drops what a process that is gone has left at the device; `false`: nothing of ours was there.
 pub(crate) fn reclaim(netlink: &mut Netlink, device: &Device) -> Result<bool, PathError> {
     let failed = |e| PathError::at("remove an earlier plug from", &device.name, None, e);
@@ -117,7 +127,10 @@ impl Path for Egress {
                 return Ok(());
             }
         }
-        tracing::warn!(device = self.device.name, "the device is never idle; what is queued there is dropped once");
+        tracing::warn!(
+            device = self.device.name,
+            "the device is never idle; what is queued there is dropped once"
+        );
         let mut plug = self.plug;
         plug.renew(netlink, self.limit).map_err(|e| self.error("close the plug at", e))?;
         self.plug = plug;

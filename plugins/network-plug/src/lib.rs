@@ -16,8 +16,9 @@
 
 mod egress;
 mod settings;
+mod upkeep;
 
-use aventine_api::{Factory, PluginEntry, inventory};
+use aventine_api::{Factory, Kind, PluginEntry, Upkeep, inventory};
 use settings::Settings;
 
 inventory::submit! {
@@ -28,4 +29,8 @@ inventory::submit! {
         validate: |config| Settings::parse(config).map(drop),
         factory: Factory::Network(|config, context| Ok(Box::new(egress::make(config, context)?))),
     }
+}
+
+inventory::submit! {
+    Upkeep { kind: Kind::Network, name: "plug", probe: upkeep::probe, reclaim: upkeep::reclaim }
 }

@@ -29,7 +29,8 @@ impl Settings {
         let device = device_name("device", keys.device)?;
         let egress = keys.egress.map(|name| device_name("egress", name)).transpose()?;
         if egress.as_ref() == Some(&device) {
-            let help = "what leaves by the guest's tap goes to the guest; name the bridge's port to the world";
+            let help =
+                "what leaves by the guest's tap goes to the guest; name the bridge's port to the world";
             return Err(ConfigError::bad_value(&["egress"], "egress is the guest's own tap", Some(help)));
         }
         Ok(Settings { device, egress, limit: limit(keys.limit.as_deref())? })

@@ -57,7 +57,11 @@ fn the_kernel_confuses_two_sealed_epochs() {
         left.len() >= 3
     });
     // As many as the *last* epoch has: all of the first one, and one frame that nobody has acknowledged.
-    assert_eq!(left, [1, 2, 11].map(bench::frame), "the kernel tells sealed epochs apart now: the depth can be raised");
+    assert_eq!(
+        left,
+        [1, 2, 11].map(bench::frame),
+        "the kernel tells sealed epochs apart now: the depth can be raised"
+    );
 }
 
 #[test]
@@ -104,4 +108,20 @@ fn the_way_out_is_the_bridges_other_port_or_is_named() {
 #[ignore = "needs root and sch_plug: run by the lab"]
 fn this_kernel_has_all_that_is_needed() {
     assert_eq!(probe(true), []);
+}
+
+#[test]
+#[ignore = "needs root and sch_plug: run by the lab"]
+fn what_a_crash_left_is_reclaimed_and_told() {
+    let (_guest, _world) = bridged();
+    let netlink = &mut Netlink::open().unwrap();
+    let world = Device::find(netlink, "world0").unwrap().unwrap().index;
+    let (upkeep, premises) = bench::upkeep("plug");
+    let config = "device = 'guest0'";
+    assert_eq!((upkeep.probe)(config, &premises), Vec::<String>::new());
+    bench::crash();
+    assert!(QdiscInfo::root(netlink, world).unwrap().unwrap().is_ours());
+    assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), ["a plug from world0"]);
+    assert!(!QdiscInfo::root(netlink, world).unwrap().is_some_and(|q| q.is_ours()));
+    assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), Vec::<String>::new());
 }

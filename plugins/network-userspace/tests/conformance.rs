@@ -1,6 +1,6 @@
 //! The rules of network buffers, with real sockets at both ends.
 
-use aventine_api::{Context, Factory, Host, NetAttachment, NetworkBuffer, PluginEntry, Side, inventory};
+use aventine_api::{Context, Factory, Host, NetworkBuffer, PluginEntry, Side, inventory};
 use aventine_conformance::network::NetworkBench;
 use aventine_network_userspace as _;
 use std::io::{ErrorKind, Read, Write};

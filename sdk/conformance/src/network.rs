@@ -16,6 +16,7 @@ mod frame;
 
 use aventine_api::{Host, NetworkBuffer, Side};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::Violation;
 
@@ -27,6 +28,8 @@ pub use crash::controller;
 pub trait NetworkBench: Sized {
     /// The limit, in bytes, that the bench configures; a few MiB at most.
     const LIMIT: u64;
+    /// How long what is due may take on a loaded machine. A broken rule can take as long to be found.
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     /// Makes the surroundings and in them a buffer for `side`, guest and world connected to it.
     fn start(side: Side, host: Arc<dyn Host>) -> Self;

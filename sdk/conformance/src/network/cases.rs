@@ -135,7 +135,9 @@ pub(super) fn a_full_buffer_asks_for_an_epoch<B: NetworkBench>(desk: &mut Desk<B
             desk.send_frame(&big(number))?;
         }
         if !desk.was_asked() {
-            return Err(format!("three quarters of the limit are held in epoch {epoch}, and no epoch was asked for"));
+            return Err(format!(
+                "three quarters of the limit are held in epoch {epoch}, and no epoch was asked for"
+            ));
         }
         desk.seal(epoch)?;
         desk.release(epoch)?;
@@ -203,7 +205,12 @@ pub(super) fn the_other_side_owns_what_was_held<B: NetworkBench>(desk: &mut Desk
     desk.expect_held(0, "after `disengage(NotOwner)`")?;
     match desk.bench.buffer().engage() {
         Err(e) if e.code() == ErrorCode::Refused => {}
-        Err(e) => return Err(format!("`engage` after `disengage(NotOwner)` is an error, but not `Refused`: {}", e.chain())),
+        Err(e) => {
+            return Err(format!(
+                "`engage` after `disengage(NotOwner)` is an error, but not `Refused`: {}",
+                e.chain()
+            ));
+        }
         Ok(()) => return Err("`engage` after `disengage(NotOwner)` is not refused".to_owned()),
     }
     let activated = desk.bench.buffer().activate(Epoch(1));

@@ -10,8 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes on a loaded machine, shorter than a person waits.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -90,10 +88,10 @@ impl<B: NetworkBench> Desk<B> {
     }
 
     pub(super) fn send_frame(&mut self, frame: &[u8]) -> Seen {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + B::PATIENCE;
         while !self.bench.guest_sends(frame) {
             if Instant::now() >= deadline {
-                return Err(format!("the guest could not send {} in {PATIENCE:?}", name(frame)));
+                return Err(format!("the guest could not send {} in {:?}", name(frame), B::PATIENCE));
             }
             thread::sleep(LOOK);
         }
@@ -123,7 +121,7 @@ impl<B: NetworkBench> Desk<B> {
                 Err(format!("{when}, {} came changed: {frame:02x?}", name(expected)))
             }
             Some(frame) => Err(format!("{when}, {} came where {} was due", name(&frame), name(expected))),
-            None => Err(format!("{when}, {} did not come in {PATIENCE:?}", name(expected))),
+            None => Err(format!("{when}, {} did not come in {:?}", name(expected), B::PATIENCE)),
         }
     }
 
@@ -166,7 +164,9 @@ impl<B: NetworkBench> Desk<B> {
             });
             match came {
                 Some(frame) if frame == sent => {}
-                Some(frame) => return Err(format!("{when}, {} reached the guest, not {}", name(&frame), name(&sent))),
+                Some(frame) => {
+                    return Err(format!("{when}, {} reached the guest, not {}", name(&frame), name(&sent)));
+                }
                 None => return Err(format!("{when}, {} did not reach the guest", name(&sent))),
             }
         }
@@ -185,7 +185,7 @@ impl<B: NetworkBench> Desk<B> {
 
     /// Looks until there is something to see.
     pub(super) fn wait<T>(&mut self, mut look: impl FnMut(&mut Desk<B>) -> Option<T>) -> Option<T> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + B::PATIENCE;
         loop {
             let seen = look(self);
             if seen.is_some() || Instant::now() >= deadline {
