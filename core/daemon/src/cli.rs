@@ -15,10 +15,16 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Check a configuration file
-    #[command(after_help = "Example:\n  aventine check /etc/aventine/web.toml")]
+    #[command(after_help = "\
+Examples:
+  aventine check /etc/aventine/web.toml
+  aventine check --environment /etc/aventine/web.toml")]
     Check {
         /// The configuration file
         config: PathBuf,
+        /// Also say what this host lacks for it: kernel modules, rights, devices
+        #[arg(long)]
+        environment: bool,
     },
     /// Run the guest here and replicate it to the standby
     #[command(after_help = "\
@@ -71,7 +77,7 @@ If it cannot be done, the guest runs on here.")]
 Example:
   aventine reclaim /etc/aventine/web.toml
 
-Removes sockets that nobody answers on. Asks the arbiter about a session that was left open, which decides for good who owns
+Removes sockets that nobody answers on, and what network buffers left in the kernel. Asks the arbiter about a session that was left open, which decides for good who owns
 the guest, as the next start would. Says which disks a guest cannot be started from.")]
     Reclaim {
         #[command(flatten)]

@@ -5,6 +5,7 @@
 
 mod admin;
 mod cli;
+mod environment;
 mod exit;
 mod keys;
 mod list;
@@ -34,6 +35,8 @@ use aventine_arbiter_shared_file as _;
 use aventine_codec_raw as _;
 use aventine_disk_block_remus as _;
 use aventine_guest_qemu as _;
+use aventine_network_ifb as _;
+use aventine_network_plug as _;
 use aventine_network_userspace as _;
 use aventine_policy_fixed as _;
 use aventine_transport_file as _;
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
     };
     log_to_stderr();
     match cli.command {
-        Command::Check { config } => check(&config),
+        Command::Check { config, environment } => check(&config, environment),
         Command::Protect(args) => run::run(&args, Side::Primary),
         Command::Standby(args) => run::run(&args, Side::Standby),
         Command::Status { which, json } => query::status(&which, json),
@@ -88,11 +91,11 @@ fn log_to_stderr() {
     }
 }
 
-fn check(path: &Path) -> Exit {
+fn check(path: &Path, environment: bool) -> Exit {
     match run::load(path) {
         Ok(config) => {
             print(format_args!("{} is valid\n{}", path.display(), list::summary(&config)));
-            Exit::Done
+            if environment { environment::check(&config) } else { Exit::Done }
         }
         Err(exit) => exit,
     }

@@ -49,6 +49,7 @@ fn take(args: &Run, guest: &str) -> Result<Place, PlaceError> {
 fn as_text(guest: &str, dir: &Path, reclaimed: &Reclaimed) -> String {
     let mut lines = Vec::new();
     lines.extend(reclaimed.sockets.iter().map(|socket| format!("  removed the socket {}", socket.display())));
+    lines.extend(reclaimed.leftovers.iter().map(|(id, what)| format!("  {id}: removed {what}")));
     lines.extend(reclaimed.session.as_ref().map(|session| match session {
         Settled::Ours(id) => {
             format!("  session {id} was open: this host owns the guest; `aventine protect` starts it")

@@ -1,12 +1,12 @@
 //! What a crash has left of a guest on this host, once nothing runs there any more.
 //!
 //! A guest that this program started dies with it, and the network namespaces and taps are the operator's own: what can be
-//! left are sockets, the record of a session, and a disk's image between two epochs. The next start deals with all of it;
+//! left are sockets, what network buffers set up in the kernel, the record of a session, and a disk's image between two epochs. The next start deals with all of it;
 //! this is for those who want to know before.
 
 use crate::arbiter::{Record, RecordError};
-use crate::parts::{Maker, Reports};
-use aventine_api::Side;
+use crate::parts::{During, Maker, PluginFailure, Reports};
+use aventine_api::{Premises, Side};
 use aventine_config::Config;
 use serde::Serialize;
 use std::io;
@@ -19,6 +19,8 @@ use std::{error, fs, iter};
 pub struct Reclaimed {
     /// Sockets that nobody answers on: removed.
     pub sockets: Vec<PathBuf>,
+    /// What plugins had left behind on this host: `id` of the table, and what it was.
+    pub leftovers: Vec<(String, String)>,
     /// The session that was open.
     pub session: Option<Settled>,
     /// Disks that a guest cannot be started from as they are: `id`, and why.
@@ -48,6 +50,9 @@ pub enum ReclaimError {
         /// Why not.
         source: io::Error,
     },
+    /// A plugin could not remove what it had left.
+    #[error(transparent)]
+    Plugin(#[from] PluginFailure),
 }
 
 /// Removes and settles what was left in `state_dir`, which nothing else uses meanwhile. Asks the arbiter about a session that
@@ -56,9 +61,22 @@ pub fn reclaim(config: &Config, state_dir: &Path) -> Result<Reclaimed, ReclaimEr
     let maker = Maker { config, side: Side::Primary, state_dir, reports: Reports::nowhere() };
     Ok(Reclaimed {
         sockets: remove_sockets(state_dir)?,
+        leftovers: remove_leftovers(config)?,
         session: settle(&maker),
         disks: maker.broken_disks(),
     })
+}
+
+fn remove_leftovers(config: &Config) -> Result<Vec<(String, String)>, ReclaimError> {
+    let mut removed = Vec::new();
+    for (kind, instance) in config.plugins() {
+        let Some(upkeep) = aventine_registry::upkeep(kind, instance.entry.name) else { continue };
+        let premises =
+            Premises { guest: config.name.clone(), id: instance.id.clone(), config_dir: config.dir.clone() };
+        let found = (upkeep.reclaim)(&instance.config, &premises).during(&instance.id, "being reclaimed")?;
+        removed.extend(found.into_iter().map(|what| (instance.id.clone(), what)));
+    }
+    Ok(removed)
 }
 
 fn remove_sockets(dir: &Path) -> Result<Vec<PathBuf>, ReclaimError> {

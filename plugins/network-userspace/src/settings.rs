@@ -1,7 +1,7 @@
 //! The plugin's keys.
 
 use aventine_api::units::Quantity;
-use aventine_api::{ConfigError, parse_config};
+use aventine_api::{ConfigError, ConfigProblem, parse_config};
 use serde::Deserialize;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -12,7 +12,9 @@ const LIMIT_RANGE: RangeInclusive<u64> = 1 << 20..=64 << 30;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
-    uplink: UplinkKey,
+    /// The same as `uplink = { tap = … }`, as the other network plugins name it.
+    device: Option<String>,
+    uplink: Option<UplinkKey>,
     guest: Option<PathBuf>,
     limit: Option<String>,
 }
@@ -40,27 +42,41 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn parse(text: &str) -> Result<Settings, ConfigError> {
         let keys: Keys = parse_config(text)?;
-        if let UplinkKey::Tap(name) = &keys.uplink
+        let (key, uplink) = match (keys.device, keys.uplink) {
+            (None, Some(uplink)) => (&["uplink", "tap"][..], uplink),
+            (Some(device), None) => (&["device"][..], UplinkKey::Tap(device)),
+            (Some(_), Some(_)) => {
+                let help = "keep one of them: both say where frames go to and come from";
+                return Err(ConfigError::bad_value(
+                    &["device"],
+                    "`device` and `uplink` exclude each other",
+                    Some(help),
+                ));
+            }
+            (None, None) => {
+                let problem = ConfigProblem::MissingKey { key: "device".to_owned() };
+                return Err(ConfigError { path: Vec::new(), problem });
+            }
+        };
+        if let UplinkKey::Tap(name) = &uplink
             && (name.is_empty() || name.len() > 15 || name.contains(['/', ' ', '\0']))
         {
             let message = format!("{name:?} is not a device name");
             return Err(ConfigError::bad_value(
-                &["uplink", "tap"],
+                key,
                 message,
                 Some("1 to 15 characters, such as \"tap-web\""),
             ));
         }
         let limit =
             keys.limit.map_or(Ok(DEFAULT_LIMIT), |text| u64::parse_key(&["limit"], &text, &LIMIT_RANGE))?;
-        Ok(Settings { uplink: keys.uplink, guest: keys.guest, limit })
+        Ok(Settings { uplink, guest: keys.guest, limit })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aventine_api::ConfigProblem;
-
     #[test]
     fn keys_are_checked() {
         let good = Settings::parse("uplink = { tap = 'tap-web' }").unwrap();
@@ -69,7 +85,11 @@ mod tests {
         assert_eq!((good.uplink, good.limit), (UplinkKey::Stream("/run/passt".into()), 2 << 30));
         let good = Settings::parse("uplink = { tap = 'tap-web' }\nguest = '/run/vm/net0'").unwrap();
         assert_eq!(good.guest, Some("/run/vm/net0".into()));
+        let good = Settings::parse("device = 'tap-web'").unwrap();
+        assert_eq!(good.uplink, UplinkKey::Tap("tap-web".into()));
         for (text, path) in [
+            ("device = 'a-very-long-device-name'", &["device"][..]),
+            ("device = 'tap0'\nuplink = { tap = 'tap0' }", &["device"]),
             ("uplink = { tap = 'a-very-long-device-name' }", &["uplink", "tap"][..]),
             ("uplink = { tap = 'tap0' }\nlimit = '10'", &["limit"]),
             ("uplink = { tap = 'tap0' }\nlimit = '1KiB'", &["limit"]),
@@ -77,6 +97,6 @@ mod tests {
             assert_eq!(Settings::parse(text).unwrap_err().path, path, "{text}");
         }
         let missing = Settings::parse("").unwrap_err();
-        assert_eq!(missing.problem, ConfigProblem::MissingKey { key: "uplink".into() });
+        assert_eq!(missing.problem, ConfigProblem::MissingKey { key: "device".into() });
     }
 }

@@ -33,6 +33,7 @@ mod pages;
 mod policy;
 mod transport;
 pub mod units;
+mod upkeep;
 
 pub use arbiter::{Arbiter, SessionId, Verdict};
 pub use codec::{Codec, PageSink};
@@ -47,3 +48,4 @@ pub use network::{Disengage, NetAttachment, NetworkBuffer, NetworkStats};
 pub use pages::{PAGE_SIZE, PageBitmap, PageRun, Region};
 pub use policy::{EpochPolicy, EpochStats};
 pub use transport::{Channel, ChannelRx, ChannelTx, Link, LinkAbort, Listener, Transport};
+pub use upkeep::{Premises, Upkeep};

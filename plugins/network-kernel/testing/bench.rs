@@ -1,0 +1,243 @@
+//! A bench for the plugins that hold frames in the kernel: two taps on a bridge, in a network namespace of the test's own.
+//! Needs root and the modules tun and bridge; no program.
+//!
+//! ```text
+//!  guest ══ tap `guest0` ── bridge `br0` ── tap `world0` ══ world
+//!           `ifb` plugs here                `plug` plugs here
+//! ```
+
+use aventine_api::{
+    Context, Epoch, Factory, Host, NetworkBuffer, PluginEntry, PluginError, Premises, Side, Upkeep, inventory,
+};
+use aventine_conformance::network::NetworkBench;
+use aventine_network_kernel::{Device, Netlink};
+use rustix::thread::UnshareFlags;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::marker::PhantomData;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longer than a bridge takes to take up its ports.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Without it a bridge says nothing of its own accord.
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+const GUEST: &str = "guest0";
+const WORLD: &str = "world0";
+
+/// The plugin under test.
+pub(crate) trait Kind {
+    const PLUGIN: &'static str;
+    /// How the name of the device begins that it holds frames at.
+    const PLUGGED: &'static str;
+}
+
+/// See the module.
+pub(crate) struct Taps<K> {
+    guest: Option<File>,
+    world: Option<File>,
+    buffer: Option<Box<dyn NetworkBuffer>>,
+    host: Arc<dyn Host>,
+    kind: PhantomData<K>,
+}
+
+/// From here on this thread, and what it starts, is in an empty network namespace.
+pub(crate) fn enter_namespace() {
+    // SAFETY: a new network namespace for this thread; nothing else that threads share is unshared.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("this test needs root");
+}
+
+/// Opens a tap, which is made if need be and goes with its last user, and sets it up.
+pub(crate) fn tap(name: &str) -> File {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open("/dev/net/tun").expect("the tun module");
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads an ifreq, which `request` is, with a name that ends in a zero byte.
+    let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    assert_eq!(made, 0, "{name}: {}", std::io::Error::last_os_error());
+    let netlink = &mut Netlink::open().unwrap();
+    let device = Device::find(netlink, name).unwrap().expect("the tap just made");
+    device.hush(netlink).unwrap();
+    device.up(netlink).unwrap();
+    file
+}
+
+/// The next frame at a tap.
+pub(crate) fn receive(tap: &mut File) -> Option<Vec<u8>> {
+    let mut frame = vec![0; 2048];
+    let length = tap.read(&mut frame).ok()?;
+    frame.truncate(length);
+    Some(frame)
+}
+
+/// A frame of a kind that nobody else sends.
+pub(crate) fn frame(number: u8) -> Vec<u8> {
+    let mut frame = [[0x52, 0x54, 0, 0xa7, 0xe0, 0x0d], [0x52, 0x54, 0, 0xa7, 0xe0, 0x0c]].concat();
+    frame.extend_from_slice(&[0x88, 0xb5, number]);
+    frame.resize(60, 0);
+    frame
+}
+
+/// Waits for something to become true.
+pub(crate) fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// An engine that is not told anything.
+pub(crate) struct Nobody;
+
+impl Host for Nobody {
+    fn request_epoch(&self) {}
+    fn staged(&self, _: Epoch) {}
+    fn failed(&self, error: PluginError) {
+        panic!("{}", error.chain());
+    }
+}
+
+/// Makes the plugin of this name.
+pub(crate) fn plugin(
+    name: &str,
+    config: &str,
+    id: &str,
+    side: Side,
+    host: Arc<dyn Host>,
+) -> Result<Box<dyn NetworkBuffer>, String> {
+    let mut entries = inventory::iter::<PluginEntry>.into_iter();
+    let entry = entries.find(|e| e.name == name).expect("the plugin is linked in");
+    let Factory::Network(make) = entry.factory else { panic!("{name} is a network plugin") };
+    (entry.validate)(config).map_err(|e| e.to_string())?;
+    let context = Context {
+        guest: "conformance".into(),
+        id: id.into(),
+        side,
+        state_dir: "/nowhere".into(),
+        config_dir: "/nowhere".into(),
+        host,
+    };
+    make(config, context).map_err(|e| e.chain())
+}
+
+/// Another process of this program engages the plugin at `guest0`, and is killed.
+pub(crate) fn crash() {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "--include-ignored", "controller_that_crashes"])
+        .env("AVENTINE_CONFORMANCE_PLACE", "")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let words = BufReader::new(child.stdout.take().unwrap());
+    let holding = words.lines().map_while(Result::ok).any(|line| line == "holding");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(holding, "the controller ended by itself");
+}
+
+/// The plugin's upkeep, for this configuration.
+pub(crate) fn upkeep(name: &str) -> (&'static Upkeep, Premises) {
+    let upkeep = inventory::iter::<Upkeep>.into_iter().find(|u| u.name == name).expect("the plugin has one");
+    (upkeep, Premises { guest: "conformance".into(), id: "net0".into(), config_dir: "/nowhere".into() })
+}
+
+/// Makes a bridge of these taps, and waits until it forwards from the first to the last.
+pub(crate) fn bridge(name: &str, taps: &mut [(&str, &mut File)]) {
+    let netlink = &mut Netlink::open().unwrap();
+    Device::make_with(netlink, name, "bridge", &[(IFLA_BR_MCAST_SNOOPING, 0)]).expect("the bridge module");
+    let bridge = Device::find(netlink, name).unwrap().expect("the bridge just made");
+    bridge.hush(netlink).unwrap();
+    bridge.up(netlink).unwrap();
+    for (tap, _) in taps.iter() {
+        Device::find(netlink, tap).unwrap().expect("the tap").enslave(netlink, bridge.index).unwrap();
+    }
+    let mut frame = [[0x52, 0x54, 0, 0xa7, 0xe0, 0x0f], [0x52, 0x54, 0, 0xa7, 0xe0, 0x0e]].concat();
+    frame.extend_from_slice(&[0x88, 0xb6]);
+    frame.resize(60, 0);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let [(_, first), .., (_, last)] = taps else { panic!("two taps at least") };
+        first.write_all(&frame).expect("the tap takes frames");
+        if std::iter::from_fn(|| receive(last)).any(|f| f == frame) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the bridge forwards nothing");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl<K: Kind> NetworkBench for Taps<K> {
+    const LIMIT: u64 = 1 << 20;
+
+    fn start(side: Side, host: Arc<dyn Host>) -> Self {
+        enter_namespace();
+        let (mut guest, mut world) = (tap(GUEST), tap(WORLD));
+        bridge("br0", &mut [(GUEST, &mut guest), (WORLD, &mut world)]);
+        let buffer = Some(Self::make("", side, Arc::clone(&host)));
+        Taps { guest: Some(guest), world: Some(world), buffer, host, kind: PhantomData }
+    }
+
+    fn place(&self) -> String {
+        String::new()
+    }
+
+    fn make(_: &str, side: Side, host: Arc<dyn Host>) -> Box<dyn NetworkBuffer> {
+        let config = format!("device = '{GUEST}'\nlimit = '1MiB'");
+        plugin(K::PLUGIN, &config, "net0", side, host).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn stop(&mut self) {
+        self.buffer = None;
+    }
+
+    fn connect(&mut self) {}
+
+    fn restart(&mut self) {
+        self.buffer = Some(Self::make("", Side::Primary, Arc::clone(&self.host)));
+    }
+
+    fn buffer(&mut self) -> &mut dyn NetworkBuffer {
+        self.buffer.as_mut().expect("there is a buffer").as_mut()
+    }
+
+    fn guest_sends(&mut self, frame: &[u8]) -> bool {
+        // A tap takes every frame; the kernel has dealt with it when `write` returns.
+        self.guest.as_mut().is_none_or(|tap| tap.write(frame).is_ok_and(|n| n == frame.len()))
+    }
+
+    fn world_receives(&mut self) -> Option<Vec<u8>> {
+        self.world.as_mut().and_then(receive)
+    }
+
+    fn world_sends(&mut self, frame: &[u8]) {
+        self.world.as_mut().expect("a world").write_all(frame).expect("the tap takes frames");
+    }
+
+    fn guest_receives(&mut self) -> Option<Vec<u8>> {
+        self.guest.as_mut().and_then(receive)
+    }
+
+    fn vanish(&mut self) {
+        // A tap goes with its last user.
+        if K::PLUGGED == WORLD {
+            self.world = None;
+        } else {
+            let netlink = &mut Netlink::open().unwrap();
+            let all = Device::all(netlink).unwrap();
+            let device = all.iter().find(|d| d.name.starts_with(K::PLUGGED)).expect("the plugged device");
+            Device::remove(netlink, device.index).unwrap();
+        }
+    }
+}

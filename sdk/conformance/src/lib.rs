@@ -1,0 +1,25 @@
+//! The rules of the plugin traits as test cases, for a plugin author's own tests.
+//!
+//! A plugin author writes a *bench*, a small type that makes the plugin and plays its surroundings, and one line:
+//!
+//! ```ignore
+//! aventine_conformance::network!(MyBench);
+//! ```
+//!
+//! Each rule of the trait's documentation becomes a test of its own, and a test that fails names the rule, what was seen, and
+//! what a user would suffer from it. The cases know nothing of how a plugin works; they use the trait and the bench alone.
+#![forbid(unsafe_code)]
+
+pub mod network;
+
+/// A rule that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("rule `{rule}` is broken: {seen}\n  the rule: {meaning}")]
+pub struct Violation {
+    /// The rule's name, which is the case's.
+    pub rule: &'static str,
+    /// What the rule is and what breaking it costs.
+    pub meaning: &'static str,
+    /// What the case saw.
+    pub seen: String,
+}
