@@ -1,9 +1,8 @@
 //! A guest under KVM fails over from one lab host to another, with Debian's kernel below and a client on a third.
 //!
 //! ```text
-//!  lab0: guest ─ tap ┐           ┌ tap ─ guest: lab1       lab2: client, etcd, capture
-//!                   br0 ─ eth0 ═══ eth0 ─ br0                    eth0
-//!                          ╚═══════════════════════════════════════╝
+//!  lab0: guest ─ tap ─ inner ─ port ~ br0 ─ eth0 ══╦══ eth0: lab1, the same        port: where `plug` holds frames
+//!                                                  ╚══ eth0: lab2, client and etcd
 //! ```
 
 use crate::lab;
@@ -51,13 +50,14 @@ fn client() {
 fn prepare(host: &Host, network: &str) {
     let address = host.address();
     ok(host, "modprobe -a kvm_amd tun bridge");
-    ok(host, "ip link add br0 type bridge; ip tuntap add guest mode tap; ip link set guest up master br0");
-    ok(
-        host,
-        &format!(
-            "ip address flush dev eth0; ip link set eth0 master br0; ip link set br0 up; ip address add {address}/24 dev br0"
-        ),
+    let lines = format!(
+        "ip link add br0 type bridge; ip link add inner type bridge; ip link add port type veth peer name outer
+         ip tuntap add guest mode tap; ip link set guest master inner; ip link set port master inner
+         ip link set outer master br0; ip link set eth0 master br0
+         for device in br0 inner port outer guest; do ip link set $device up; done
+         ip address flush dev eth0; ip address add {address}/24 dev br0"
     );
+    ok(host, &lines);
     let [kernel, initrd] = ["AVENTINE_KERNEL", "AVENTINE_INITRD"].map(|v| given(v).display().to_string());
     let configuration = format!(
         r#"name = "web"
@@ -139,4 +139,14 @@ fn fail_over(network: &str) {
 #[test]
 fn a_guest_held_in_this_process_survives_its_host() {
     fail_over("plugin = \"userspace\"\nuplink = { tap = \"guest\" }");
+}
+
+#[test]
+fn a_guest_held_at_its_ingress_survives_its_host() {
+    fail_over("plugin = \"ifb\"\ndevice = \"guest\"");
+}
+
+#[test]
+fn a_guest_held_at_the_bridges_port_survives_its_host() {
+    fail_over("plugin = \"plug\"\ndevice = \"guest\"");
 }
