@@ -250,11 +250,11 @@ impl Path for Detour {
     }
 
     fn let_go(&mut self, netlink: &mut Netlink) -> Result<(), PathError> {
-        self.drain(netlink)?;
+        let before = self.drain(netlink);
         self.undivert(netlink)?;
         // What was redirected up to that moment.
-        self.drain(netlink)?;
-        self.remove_ifb(netlink)
+        let after = self.drain(netlink);
+        self.remove_ifb(netlink).and(before).and(after)
     }
 
     fn silence(&mut self, netlink: &mut Netlink) -> Result<(), PathError> {

@@ -120,3 +120,30 @@ fn what_a_crash_left_is_reclaimed_and_told() {
         (upkeep.probe)("device = 'nowhere'", &premises)[0].contains("There is no network device nowhere")
     );
 }
+
+#[test]
+#[ignore = "needs root and sch_plug: run by the lab"]
+fn an_ifb_that_is_taken_away_does_not_mute_its_guest() {
+    enter_namespace();
+    let (mut guest, mut world) = (tap("guest0"), tap("world0"));
+    bench::bridge("br0", &mut [("guest0", &mut guest), ("world0", &mut world)]);
+    let mut buffer = ifb("guest0", "net0", Side::Primary).unwrap();
+    buffer.engage().unwrap();
+    let netlink = &mut Netlink::open().unwrap();
+    let name = ifbs(netlink).pop().unwrap();
+    let index = Device::find(netlink, &name).unwrap().unwrap().index;
+    Device::remove(netlink, index).unwrap();
+    guest.write_all(&bench::frame(1)).unwrap();
+    buffer.seal(Epoch(1)).unwrap_err();
+    buffer.disengage(Disengage::Owner).unwrap_err();
+    guest.write_all(&bench::frame(2)).unwrap();
+    let mut came = None;
+    until("the guest is heard", || {
+        came = receive(&mut world);
+        came.is_some()
+    });
+    assert_eq!(came, Some(bench::frame(2)));
+    buffer.engage().unwrap();
+    guest.write_all(&bench::frame(3)).unwrap();
+    until("it is held", || buffer.stats().held_frames == 1);
+}

@@ -130,7 +130,8 @@ pub trait Path: Send {
     /// From now on frames are held. Exact: every frame before goes out, every frame after is counted by the plug.
     fn hold(&mut self, netlink: &mut Netlink) -> Result<(), PathError>;
 
-    /// From now on frames pass. The plug holds nothing, and lets everything through.
+    /// From now on frames pass. The plug holds nothing and lets everything through, or it is gone; then an error tells so, and
+    /// frames pass all the same.
     fn let_go(&mut self, netlink: &mut Netlink) -> Result<(), PathError>;
 
     /// From now on nothing leaves. Also when it is not known what state the device is in; a device that is gone is silent.
@@ -193,8 +194,17 @@ impl<P: Path> Buffer<P> {
         verb(&plug, &mut self.netlink).map_err(|e| PathError::at(doing, self.path.plugged(), None, e))
     }
 
-    /// Everything held goes out, then frames pass.
+    /// Everything held goes out, then frames pass. A plug that is gone must not mute the guest: the way to it is removed all
+    /// the same.
     fn let_go(&mut self) -> Result<(), PathError> {
+        match self.open() {
+            Err(stuck @ PathError::Stuck { .. }) => Err(stuck),
+            opened => opened.and(self.path.let_go(&mut self.netlink)),
+        }
+    }
+
+    /// Opens the plug, and waits until it is empty.
+    fn open(&mut self) -> Result<(), PathError> {
         self.plug("let out what is held at", Plug::release_all)?;
         let deadline = Instant::now() + DRAIN;
         while let Some(plug) = self.path.plug() {
@@ -210,7 +220,7 @@ impl<P: Path> Buffer<P> {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        self.path.let_go(&mut self.netlink)
+        Ok(())
     }
 }
 
@@ -269,8 +279,9 @@ impl<P: Path> NetworkBuffer for Buffer<P> {
         self.watch.rest(why == Disengage::Owner && self.mode != Mode::Silent);
         match why {
             Disengage::Owner if self.mode == Mode::Holding => {
+                // Whatever fails here, nothing is held any more.
+                (self.mode, self.ended, self.waiting) = (Mode::Passing, true, None);
                 self.let_go()?;
-                self.mode = Mode::Passing;
             }
             Disengage::Owner => {}
             Disengage::NotOwner => {

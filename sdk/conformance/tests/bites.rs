@@ -107,7 +107,7 @@ impl State {
         self.held.iter().map(Vec::len).sum()
     }
 
-    fn from_guest(&mut self, frame: &[u8]) {
+    fn guest_said(&mut self, frame: &[u8]) {
         let passes = match self.mode {
             Mode::Passing => true,
             Mode::Holding => {
@@ -133,7 +133,7 @@ impl State {
         }
     }
 
-    fn to_guest(&mut self, frame: &[u8]) {
+    fn world_said(&mut self, frame: &[u8]) {
         let deaf = match self.fault {
             Fault::HoldsBothWays => self.mode == Mode::Holding,
             Fault::ActivatesOneWay => self.engaged || self.sealed == 0,
@@ -319,7 +319,7 @@ impl NetworkBench for Desk {
     }
 
     fn guest_sends(&mut self, frame: &[u8]) -> bool {
-        self.state.lock().unwrap().from_guest(frame);
+        self.state.lock().unwrap().guest_said(frame);
         true
     }
 
@@ -328,7 +328,7 @@ impl NetworkBench for Desk {
     }
 
     fn world_sends(&mut self, frame: &[u8]) {
-        self.state.lock().unwrap().to_guest(frame);
+        self.state.lock().unwrap().world_said(frame);
     }
 
     fn guest_receives(&mut self) -> Option<Vec<u8>> {

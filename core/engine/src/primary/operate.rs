@@ -197,7 +197,10 @@ impl Loop<'_> {
         status.held_bytes = held;
         status.audit = self.audit.as_ref().map(Auditor::status);
         if dropped > status.dropped_frames {
-            warn!(frames = dropped - status.dropped_frames, "a network buffer or its uplink lost frames");
+            let frames = dropped - status.dropped_frames;
+            warn!(frames, "a network buffer or its uplink lost frames");
+            status.detail =
+                format!("frames-dropped: a network buffer or its uplink lost {frames} frames of the guest");
         }
         status.dropped_frames = dropped;
         status.uncopied_frames = uncopied;
