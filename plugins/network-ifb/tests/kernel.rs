@@ -1,9 +1,10 @@
-//! The plugin on a kernel that has `sch_plug`, as root. Ignored by name elsewhere; the lab runs them.
+//! The plugin on a kernel that has `sch_plug`, as root: in a lab host.
 
 #[path = "../../network-kernel/testing/bench.rs"]
 mod bench;
 
 use aventine_api::{Disengage, Epoch, NetworkBuffer, Side};
+use aventine_lab::inside;
 use aventine_network_ifb as _;
 use aventine_network_kernel::{Device, Netlink, QdiscInfo, redirects};
 use bench::{Kind, Nobody, Taps, enter_namespace, plugin, receive, tap, until};
@@ -17,7 +18,7 @@ impl Kind for Ifb {
     const PLUGGED: &'static str = "ifb-confor-";
 }
 
-aventine_conformance::network!(#[ignore = "needs root and sch_plug: run by the lab"] Taps<Ifb>);
+aventine_conformance::network!(Taps<Ifb>, in inside);
 
 fn ifb(tap: &str, id: &str, side: Side) -> Result<Box<dyn NetworkBuffer>, String> {
     plugin("ifb", &format!("device = '{tap}'"), id, side, Arc::new(Nobody))
@@ -29,56 +30,58 @@ fn ifbs(netlink: &mut Netlink) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
 fn several_nics_have_an_ifb_each_and_seal_apart() {
-    enter_namespace();
-    let (mut nics, mut worlds) = (Vec::new(), Vec::new());
-    for n in 0..3 {
-        let (guest, world) = (format!("guest{n}"), format!("world{n}"));
-        let (mut a, mut b) = (tap(&guest), tap(&world));
-        bench::bridge(&format!("br{n}"), &mut [(&guest, &mut a), (&world, &mut b)]);
-        let mut buffer = ifb(&guest, &format!("net{n}"), Side::Primary).unwrap();
-        buffer.engage().unwrap();
-        nics.push((a, buffer));
-        worlds.push(b);
-    }
-    assert_eq!(ifbs(&mut Netlink::open().unwrap()).len(), 3);
-    for (number, (guest, buffer)) in nics.iter_mut().enumerate() {
-        guest.write_all(&bench::frame(number as u8)).unwrap();
-        until("it is held", || buffer.stats().held_frames == 1);
-        buffer.seal(Epoch(1)).unwrap();
-    }
-    for (number, (_, buffer)) in nics.iter_mut().enumerate() {
-        assert!(worlds[number..].iter_mut().all(|w| receive(w).is_none()));
-        buffer.release(Epoch(1)).unwrap();
-        let mut came = None;
-        until("it leaves", || {
-            came = receive(&mut worlds[number]);
-            came.is_some()
-        });
-        assert_eq!(came, Some(bench::frame(number as u8)));
-    }
+    inside(|| {
+        enter_namespace();
+        let (mut nics, mut worlds) = (Vec::new(), Vec::new());
+        for n in 0..3 {
+            let (guest, world) = (format!("guest{n}"), format!("world{n}"));
+            let (mut a, mut b) = (tap(&guest), tap(&world));
+            bench::bridge(&format!("br{n}"), &mut [(&guest, &mut a), (&world, &mut b)]);
+            let mut buffer = ifb(&guest, &format!("net{n}"), Side::Primary).unwrap();
+            buffer.engage().unwrap();
+            nics.push((a, buffer));
+            worlds.push(b);
+        }
+        assert_eq!(ifbs(&mut Netlink::open().unwrap()).len(), 3);
+        for (number, (guest, buffer)) in nics.iter_mut().enumerate() {
+            guest.write_all(&bench::frame(number as u8)).unwrap();
+            until("it is held", || buffer.stats().held_frames == 1);
+            buffer.seal(Epoch(1)).unwrap();
+        }
+        for (number, (_, buffer)) in nics.iter_mut().enumerate() {
+            assert!(worlds[number..].iter_mut().all(|w| receive(w).is_none()));
+            buffer.release(Epoch(1)).unwrap();
+            let mut came = None;
+            until("it leaves", || {
+                came = receive(&mut worlds[number]);
+                came.is_some()
+            });
+            assert_eq!(came, Some(bench::frame(number as u8)));
+        }
+    });
 }
 
 #[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
 fn what_is_set_up_goes_again_and_what_was_there_stays() {
-    enter_namespace();
-    let _guest = tap("guest0");
-    let netlink = &mut Netlink::open().unwrap();
-    Device::make(netlink, "ifb0", "ifb").unwrap();
-    let mut buffer = ifb("guest0", "net0", Side::Primary).unwrap();
-    buffer.engage().unwrap();
-    let guest = Device::find(netlink, "guest0").unwrap().unwrap();
-    assert_eq!(redirects(netlink, guest.index).unwrap().ours, Some(true));
-    buffer.disengage(Disengage::Owner).unwrap();
-    assert_eq!(ifbs(netlink), ["ifb0"], "after disengage");
-    assert_eq!(redirects(netlink, guest.index).unwrap(), Default::default());
-    assert!(!has_ingress(netlink, guest.index));
-    buffer.engage().unwrap();
-    drop(buffer);
-    assert_eq!(ifbs(netlink), ["ifb0"], "after the end");
-    assert!(!has_ingress(netlink, guest.index));
+    inside(|| {
+        enter_namespace();
+        let _guest = tap("guest0");
+        let netlink = &mut Netlink::open().unwrap();
+        Device::make(netlink, "ifb0", "ifb").unwrap();
+        let mut buffer = ifb("guest0", "net0", Side::Primary).unwrap();
+        buffer.engage().unwrap();
+        let guest = Device::find(netlink, "guest0").unwrap().unwrap();
+        assert_eq!(redirects(netlink, guest.index).unwrap().ours, Some(true));
+        buffer.disengage(Disengage::Owner).unwrap();
+        assert_eq!(ifbs(netlink), ["ifb0"], "after disengage");
+        assert_eq!(redirects(netlink, guest.index).unwrap(), Default::default());
+        assert!(!has_ingress(netlink, guest.index));
+        buffer.engage().unwrap();
+        drop(buffer);
+        assert_eq!(ifbs(netlink), ["ifb0"], "after the end");
+        assert!(!has_ingress(netlink, guest.index));
+    });
 }
 
 fn has_ingress(netlink: &mut Netlink, device: u32) -> bool {
@@ -86,64 +89,67 @@ fn has_ingress(netlink: &mut Netlink, device: u32) -> bool {
 }
 
 #[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
 fn a_tap_has_one_buffer() {
-    enter_namespace();
-    let _guest = tap("guest0");
-    let first = ifb("guest0", "net0", Side::Primary).unwrap();
-    let error = ifb("guest0", "net1", Side::Primary).err().unwrap();
-    assert!(error.contains("Another Aventine process holds the frames of guest0"), "{error}");
-    drop(first);
-    ifb("guest0", "net1", Side::Primary).unwrap();
-}
-
-#[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
-fn what_a_crash_left_is_reclaimed_and_told() {
-    enter_namespace();
-    let _guest = tap("guest0");
-    let netlink = &mut Netlink::open().unwrap();
-    Device::make(netlink, "ifb0", "ifb").unwrap();
-    let guest = Device::find(netlink, "guest0").unwrap().unwrap().index;
-    let (upkeep, premises) = bench::upkeep("ifb");
-    let config = "device = 'guest0'";
-    assert_eq!((upkeep.probe)(config, &premises), Vec::<String>::new());
-    bench::crash();
-    assert_eq!(ifbs(netlink).len(), 2);
-    assert_eq!(redirects(netlink, guest).unwrap().ours, Some(true));
-    let told = (upkeep.reclaim)(config, &premises).unwrap();
-    assert!(told.len() == 1 && told[0].contains("and the redirection to it from guest0"), "{told:?}");
-    assert_eq!(ifbs(netlink), ["ifb0"]);
-    assert!(!has_ingress(netlink, guest));
-    assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), Vec::<String>::new());
-    assert!(
-        (upkeep.probe)("device = 'nowhere'", &premises)[0].contains("There is no network device nowhere")
-    );
-}
-
-#[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
-fn an_ifb_that_is_taken_away_does_not_mute_its_guest() {
-    enter_namespace();
-    let (mut guest, mut world) = (tap("guest0"), tap("world0"));
-    bench::bridge("br0", &mut [("guest0", &mut guest), ("world0", &mut world)]);
-    let mut buffer = ifb("guest0", "net0", Side::Primary).unwrap();
-    buffer.engage().unwrap();
-    let netlink = &mut Netlink::open().unwrap();
-    let name = ifbs(netlink).pop().unwrap();
-    let index = Device::find(netlink, &name).unwrap().unwrap().index;
-    Device::remove(netlink, index).unwrap();
-    guest.write_all(&bench::frame(1)).unwrap();
-    buffer.seal(Epoch(1)).unwrap_err();
-    buffer.disengage(Disengage::Owner).unwrap_err();
-    guest.write_all(&bench::frame(2)).unwrap();
-    let mut came = None;
-    until("the guest is heard", || {
-        came = receive(&mut world);
-        came.is_some()
+    inside(|| {
+        enter_namespace();
+        let _guest = tap("guest0");
+        let first = ifb("guest0", "net0", Side::Primary).unwrap();
+        let error = ifb("guest0", "net1", Side::Primary).err().unwrap();
+        assert!(error.contains("Another Aventine process holds the frames of guest0"), "{error}");
+        drop(first);
+        ifb("guest0", "net1", Side::Primary).unwrap();
     });
-    assert_eq!(came, Some(bench::frame(2)));
-    buffer.engage().unwrap();
-    guest.write_all(&bench::frame(3)).unwrap();
-    until("it is held", || buffer.stats().held_frames == 1);
+}
+
+#[test]
+fn what_a_crash_left_is_reclaimed_and_told() {
+    inside(|| {
+        enter_namespace();
+        let _guest = tap("guest0");
+        let netlink = &mut Netlink::open().unwrap();
+        Device::make(netlink, "ifb0", "ifb").unwrap();
+        let guest = Device::find(netlink, "guest0").unwrap().unwrap().index;
+        let (upkeep, premises) = bench::upkeep("ifb");
+        let config = "device = 'guest0'";
+        assert_eq!((upkeep.probe)(config, &premises), Vec::<String>::new());
+        bench::crash();
+        assert_eq!(ifbs(netlink).len(), 2);
+        assert_eq!(redirects(netlink, guest).unwrap().ours, Some(true));
+        let told = (upkeep.reclaim)(config, &premises).unwrap();
+        assert!(told.len() == 1 && told[0].contains("and the redirection to it from guest0"), "{told:?}");
+        assert_eq!(ifbs(netlink), ["ifb0"]);
+        assert!(!has_ingress(netlink, guest));
+        assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), Vec::<String>::new());
+        assert!(
+            (upkeep.probe)("device = 'nowhere'", &premises)[0].contains("There is no network device nowhere")
+        );
+    });
+}
+
+#[test]
+fn an_ifb_that_is_taken_away_does_not_mute_its_guest() {
+    inside(|| {
+        enter_namespace();
+        let (mut guest, mut world) = (tap("guest0"), tap("world0"));
+        bench::bridge("br0", &mut [("guest0", &mut guest), ("world0", &mut world)]);
+        let mut buffer = ifb("guest0", "net0", Side::Primary).unwrap();
+        buffer.engage().unwrap();
+        let netlink = &mut Netlink::open().unwrap();
+        let name = ifbs(netlink).pop().unwrap();
+        let index = Device::find(netlink, &name).unwrap().unwrap().index;
+        Device::remove(netlink, index).unwrap();
+        guest.write_all(&bench::frame(1)).unwrap();
+        buffer.seal(Epoch(1)).unwrap_err();
+        buffer.disengage(Disengage::Owner).unwrap_err();
+        guest.write_all(&bench::frame(2)).unwrap();
+        let mut came = None;
+        until("the guest is heard", || {
+            came = receive(&mut world);
+            came.is_some()
+        });
+        assert_eq!(came, Some(bench::frame(2)));
+        buffer.engage().unwrap();
+        guest.write_all(&bench::frame(3)).unwrap();
+        until("it is held", || buffer.stats().held_frames == 1);
+    });
 }

@@ -1,5 +1,5 @@
 //! A bench for the plugins that hold frames in the kernel: two taps on a bridge, in a network namespace of the test's own.
-//! Needs root and the modules tun and bridge; no program.
+//! Needs root and the modules tun and bridge.
 //!
 //! ```text
 //!  guest ══ tap `guest0` ── bridge `br0` ── tap `world0` ══ world
@@ -17,6 +17,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -53,6 +54,7 @@ pub(crate) fn enter_namespace() {
 
 /// Opens a tap, which is made if need be and goes with its last user, and sets it up.
 pub(crate) fn tap(name: &str) -> File {
+    load_modules();
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
     let file = options.open("/dev/net/tun").expect("the tun module");
@@ -70,6 +72,14 @@ pub(crate) fn tap(name: &str) -> File {
     device.hush(netlink).unwrap();
     device.up(netlink).unwrap();
     file
+}
+
+/// The kernel loads by itself what the plugins need, but not what the bench does.
+fn load_modules() {
+    if !Path::new("/dev/net/tun").exists() {
+        let loaded = Command::new("modprobe").args(["-a", "tun", "bridge"]).status();
+        assert!(loaded.is_ok_and(|status| status.success()), "modprobe -a tun bridge failed");
+    }
 }
 
 /// The next frame at a tap.

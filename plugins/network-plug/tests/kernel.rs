@@ -1,9 +1,10 @@
-//! The plugin on a kernel that has `sch_plug`, as root. Ignored by name elsewhere; the lab runs them.
+//! The plugin on a kernel that has `sch_plug`, as root: in a lab host.
 
 #[path = "../../network-kernel/testing/bench.rs"]
 mod bench;
 
 use aventine_api::{Epoch, ErrorCode, NetworkBuffer, Side};
+use aventine_lab::inside;
 use aventine_network_kernel::{Device, Netlink, Plug, QdiscInfo, probe};
 use aventine_network_plug as _;
 use bench::{Kind, Nobody, Taps, enter_namespace, plugin, receive, tap, until};
@@ -18,7 +19,7 @@ impl Kind for AtEgress {
     const PLUGGED: &'static str = "world0";
 }
 
-aventine_conformance::network!(#[ignore = "needs root and sch_plug: run by the lab"] Taps<AtEgress>);
+aventine_conformance::network!(Taps<AtEgress>, in inside);
 
 fn bridged() -> (File, File) {
     enter_namespace();
@@ -33,95 +34,101 @@ fn make(config: &str, side: Side) -> Result<Box<dyn NetworkBuffer>, String> {
 
 /// The reason for a depth of one. If this fails the kernel has been repaired: see `depth` in network-kernel's `buffer.rs`.
 #[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
 fn the_kernel_confuses_two_sealed_epochs() {
-    let (mut guest, mut world) = bridged();
-    let netlink = &mut Netlink::open().unwrap();
-    let device = Device::find(netlink, "world0").unwrap().unwrap().index;
-    let plug = Plug::make(netlink, device, 1 << 20).unwrap();
-    let mut send = |numbers: &[u8]| numbers.iter().for_each(|n| guest.write_all(&bench::frame(*n)).unwrap());
-    send(&[1, 2]);
-    plug.buffer(netlink).unwrap();
-    send(&[11, 12, 13]);
-    plug.buffer(netlink).unwrap();
-    send(&[21]);
-    assert_eq!(plug.stats(netlink).unwrap().packets, 6);
-    plug.release_one(netlink).unwrap();
-    let mut left = Vec::new();
-    until("three of six are left", || {
-        left.extend(std::iter::from_fn(|| receive(&mut world)));
-        plug.stats(netlink).unwrap().packets == 3
+    inside(|| {
+        let (mut guest, mut world) = bridged();
+        let netlink = &mut Netlink::open().unwrap();
+        let device = Device::find(netlink, "world0").unwrap().unwrap().index;
+        let plug = Plug::make(netlink, device, 1 << 20).unwrap();
+        let mut send =
+            |numbers: &[u8]| numbers.iter().for_each(|n| guest.write_all(&bench::frame(*n)).unwrap());
+        send(&[1, 2]);
+        plug.buffer(netlink).unwrap();
+        send(&[11, 12, 13]);
+        plug.buffer(netlink).unwrap();
+        send(&[21]);
+        assert_eq!(plug.stats(netlink).unwrap().packets, 6);
+        plug.release_one(netlink).unwrap();
+        let mut left = Vec::new();
+        until("three of six are left", || {
+            left.extend(std::iter::from_fn(|| receive(&mut world)));
+            plug.stats(netlink).unwrap().packets == 3
+        });
+        until("three have come", || {
+            left.extend(std::iter::from_fn(|| receive(&mut world)));
+            left.len() >= 3
+        });
+        // As many as the *last* epoch has: all of the first one, and one frame that nobody has acknowledged.
+        assert_eq!(
+            left,
+            [1, 2, 11].map(bench::frame),
+            "the kernel tells sealed epochs apart now: the depth can be raised"
+        );
     });
-    until("three have come", || {
-        left.extend(std::iter::from_fn(|| receive(&mut world)));
-        left.len() >= 3
-    });
-    // As many as the *last* epoch has: all of the first one, and one frame that nobody has acknowledged.
-    assert_eq!(
-        left,
-        [1, 2, 11].map(bench::frame),
-        "the kernel tells sealed epochs apart now: the depth can be raised"
-    );
 }
 
 #[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
 fn a_second_sealed_epoch_is_refused() {
-    let (_guest, _world) = bridged();
-    let mut buffer = make("device = 'guest0'", Side::Primary).unwrap();
-    assert_eq!(buffer.depth(), 1);
-    buffer.engage().unwrap();
-    buffer.seal(Epoch(1)).unwrap();
-    let error = buffer.seal(Epoch(2)).unwrap_err();
-    assert_eq!(error.code(), ErrorCode::Limit);
-    assert!(error.chain().contains("Epoch 1 is sealed and not released"), "{}", error.chain());
-    buffer.release(Epoch(1)).unwrap();
-    buffer.seal(Epoch(2)).unwrap();
+    inside(|| {
+        let (_guest, _world) = bridged();
+        let mut buffer = make("device = 'guest0'", Side::Primary).unwrap();
+        assert_eq!(buffer.depth(), 1);
+        buffer.engage().unwrap();
+        buffer.seal(Epoch(1)).unwrap();
+        let error = buffer.seal(Epoch(2)).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::Limit);
+        assert!(error.chain().contains("Epoch 1 is sealed and not released"), "{}", error.chain());
+        buffer.release(Epoch(1)).unwrap();
+        buffer.seal(Epoch(2)).unwrap();
+    });
 }
 
 #[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
 fn the_way_out_is_the_bridges_other_port_or_is_named() {
-    let (_guest, _world) = bridged();
-    let netlink = &mut Netlink::open().unwrap();
-    let root = |netlink: &mut Netlink, name| {
-        let device = Device::find(netlink, name).unwrap().unwrap().index;
-        QdiscInfo::root(netlink, device).unwrap()
-    };
-    let buffer = make("device = 'guest0'", Side::Primary).unwrap();
-    assert!(root(netlink, "world0").unwrap().is_ours());
-    drop(buffer);
-    assert!(!root(netlink, "world0").is_some_and(|q| q.is_ours()));
-    let _third = tap("third0");
-    let bridge = Device::find(netlink, "br0").unwrap().unwrap().index;
-    Device::find(netlink, "third0").unwrap().unwrap().enslave(netlink, bridge).unwrap();
-    let error = make("device = 'guest0'", Side::Primary).err().unwrap();
-    assert!(error.contains("name that device: egress"), "{error}");
-    let buffer = make("device = 'guest0'\negress = 'third0'", Side::Standby).unwrap();
-    assert!(root(netlink, "third0").unwrap().is_ours());
-    let error = make("device = 'guest0'\negress = 'third0'", Side::Primary).err().unwrap();
-    assert!(error.contains("Another Aventine process holds the frames of third0"), "{error}");
-    drop(buffer);
+    inside(|| {
+        let (_guest, _world) = bridged();
+        let netlink = &mut Netlink::open().unwrap();
+        let root = |netlink: &mut Netlink, name| {
+            let device = Device::find(netlink, name).unwrap().unwrap().index;
+            QdiscInfo::root(netlink, device).unwrap()
+        };
+        let buffer = make("device = 'guest0'", Side::Primary).unwrap();
+        assert!(root(netlink, "world0").unwrap().is_ours());
+        drop(buffer);
+        assert!(!root(netlink, "world0").is_some_and(|q| q.is_ours()));
+        let _third = tap("third0");
+        let bridge = Device::find(netlink, "br0").unwrap().unwrap().index;
+        Device::find(netlink, "third0").unwrap().unwrap().enslave(netlink, bridge).unwrap();
+        let error = make("device = 'guest0'", Side::Primary).err().unwrap();
+        assert!(error.contains("name that device: egress"), "{error}");
+        let buffer = make("device = 'guest0'\negress = 'third0'", Side::Standby).unwrap();
+        assert!(root(netlink, "third0").unwrap().is_ours());
+        let error = make("device = 'guest0'\negress = 'third0'", Side::Primary).err().unwrap();
+        assert!(error.contains("Another Aventine process holds the frames of third0"), "{error}");
+        drop(buffer);
+    });
 }
 
 #[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
 fn this_kernel_has_all_that_is_needed() {
-    assert_eq!(probe(true), []);
+    inside(|| {
+        assert_eq!(probe(true), []);
+    });
 }
 
 #[test]
-#[ignore = "needs root and sch_plug: run by the lab"]
 fn what_a_crash_left_is_reclaimed_and_told() {
-    let (_guest, _world) = bridged();
-    let netlink = &mut Netlink::open().unwrap();
-    let world = Device::find(netlink, "world0").unwrap().unwrap().index;
-    let (upkeep, premises) = bench::upkeep("plug");
-    let config = "device = 'guest0'";
-    assert_eq!((upkeep.probe)(config, &premises), Vec::<String>::new());
-    bench::crash();
-    assert!(QdiscInfo::root(netlink, world).unwrap().unwrap().is_ours());
-    assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), ["a plug from world0"]);
-    assert!(!QdiscInfo::root(netlink, world).unwrap().is_some_and(|q| q.is_ours()));
-    assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), Vec::<String>::new());
+    inside(|| {
+        let (_guest, _world) = bridged();
+        let netlink = &mut Netlink::open().unwrap();
+        let world = Device::find(netlink, "world0").unwrap().unwrap().index;
+        let (upkeep, premises) = bench::upkeep("plug");
+        let config = "device = 'guest0'";
+        assert_eq!((upkeep.probe)(config, &premises), Vec::<String>::new());
+        bench::crash();
+        assert!(QdiscInfo::root(netlink, world).unwrap().unwrap().is_ours());
+        assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), ["a plug from world0"]);
+        assert!(!QdiscInfo::root(netlink, world).unwrap().is_some_and(|q| q.is_ours()));
+        assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), Vec::<String>::new());
+    });
 }

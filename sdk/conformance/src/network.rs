@@ -102,16 +102,18 @@ macro_rules! rules {
             }),*]
         }
 
-        /// Makes a test of each rule of network buffers, on the given [`NetworkBench`](crate::network::NetworkBench).
-        /// Attributes before it are given to every test.
+        /// Makes a test of each rule of network buffers, on the given [`NetworkBench`](crate::network::NetworkBench). With
+        /// `in PLACE` each is run by that function, which may run it elsewhere.
         #[macro_export]
         macro_rules! network {
-            ($d(#[$d attribute:meta])* $d bench:ty) => {
+            ($d bench:ty) => {
+                $crate::network!($d bench, in $crate::network::here);
+            };
+            ($d bench:ty, in $d place:path) => {
                 $(
                     #[test]
-                    $d(#[$d attribute])*
                     fn $name() {
-                        $crate::network::check::<$d bench>(stringify!($name), module_path!());
+                        $d place(|| $crate::network::check::<$d bench>(stringify!($name), module_path!()));
                     }
                 )*
 
@@ -124,6 +126,12 @@ macro_rules! rules {
             };
         }
     };
+}
+
+/// Where a case runs if nothing else is said.
+#[doc(hidden)]
+pub fn here(case: impl FnOnce()) {
+    case();
 }
 
 /// Tries the rule of this name; panics where it is broken. What [`network!`](crate::network!) calls.
