@@ -2,6 +2,8 @@
 
 #[path = "../../network-kernel/testing/bench.rs"]
 mod bench;
+#[path = "../../network-kernel/testing/kills.rs"]
+mod kills;
 
 use aventine_api::{Disengage, Epoch, NetworkBuffer, Side};
 use aventine_lab::inside;
@@ -19,6 +21,19 @@ impl Kind for Ifb {
 }
 
 aventine_conformance::network!(Taps<Ifb>, in inside);
+
+#[test]
+fn random_kills_let_nothing_out() {
+    inside(|| {
+        kills::random_kills_let_nothing_out::<Ifb>();
+    });
+}
+
+#[test]
+#[ignore = "started by random_kills_let_nothing_out"]
+fn controller_on_command() {
+    kills::controller::<Ifb>();
+}
 
 fn ifb(tap: &str, id: &str, side: Side) -> Result<Box<dyn NetworkBuffer>, String> {
     plugin("ifb", &format!("device = '{tap}'"), id, side, Arc::new(Nobody))

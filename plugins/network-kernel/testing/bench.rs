@@ -188,13 +188,19 @@ pub(crate) fn bridge(name: &str, taps: &mut [(&str, &mut File)]) {
     }
 }
 
+/// Guest and world, joined by a bridge in a namespace of this thread's own.
+pub(crate) fn bridged() -> (File, File) {
+    enter_namespace();
+    let (mut guest, mut world) = (tap(GUEST), tap(WORLD));
+    bridge("br0", &mut [(GUEST, &mut guest), (WORLD, &mut world)]);
+    (guest, world)
+}
+
 impl<K: Kind> NetworkBench for Taps<K> {
     const LIMIT: u64 = 1 << 20;
 
     fn start(side: Side, host: Arc<dyn Host>) -> Self {
-        enter_namespace();
-        let (mut guest, mut world) = (tap(GUEST), tap(WORLD));
-        bridge("br0", &mut [(GUEST, &mut guest), (WORLD, &mut world)]);
+        let (guest, world) = bridged();
         let buffer = Some(Self::make("", side, Arc::clone(&host)));
         Taps { guest: Some(guest), world: Some(world), buffer, host, kind: PhantomData }
     }

@@ -2,13 +2,14 @@
 
 #[path = "../../network-kernel/testing/bench.rs"]
 mod bench;
+#[path = "../../network-kernel/testing/kills.rs"]
+mod kills;
 
 use aventine_api::{Epoch, ErrorCode, NetworkBuffer, Side};
 use aventine_lab::inside;
 use aventine_network_kernel::{Device, Netlink, Plug, QdiscInfo, probe};
 use aventine_network_plug as _;
-use bench::{Kind, Nobody, Taps, enter_namespace, plugin, receive, tap, until};
-use std::fs::File;
+use bench::{Kind, Nobody, Taps, bridged, plugin, receive, tap, until};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -21,11 +22,17 @@ impl Kind for AtEgress {
 
 aventine_conformance::network!(Taps<AtEgress>, in inside);
 
-fn bridged() -> (File, File) {
-    enter_namespace();
-    let (mut guest, mut world) = (tap("guest0"), tap("world0"));
-    bench::bridge("br0", &mut [("guest0", &mut guest), ("world0", &mut world)]);
-    (guest, world)
+#[test]
+fn random_kills_let_nothing_out() {
+    inside(|| {
+        kills::random_kills_let_nothing_out::<AtEgress>();
+    });
+}
+
+#[test]
+#[ignore = "started by random_kills_let_nothing_out"]
+fn controller_on_command() {
+    kills::controller::<AtEgress>();
 }
 
 fn make(config: &str, side: Side) -> Result<Box<dyn NetworkBuffer>, String> {
