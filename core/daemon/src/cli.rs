@@ -107,6 +107,9 @@ Each codec runs with each policy. A trace is made by `aventine protect` with `pl
         #[arg(long)]
         json: bool,
     },
+    /// Measure plugins against the same work without them
+    #[command(subcommand)]
+    Bench(Bench),
     /// List the plugins
     #[command(after_help = "Example:\n  aventine plugins --json")]
     Plugins {
@@ -213,4 +216,30 @@ mod tests {
             );
         }
     }
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Network buffers: the epoch verbs, and frames a second
+    #[command(after_help = "\
+Example:
+  aventine bench network --plugin userspace --plugin ifb
+
+Each plugin holds and releases the frames of a guest in a network namespace of its own; the floor is the same way without it,
+measured in turn. Needs root; `plug` and `ifb` need the kernel's sch_plug.")]
+    Network {
+        /// Which plugins; all of them if none is given
+        #[arg(long, value_name = "NAME")]
+        plugin: Vec<String>,
+        /// Epochs whose verbs are timed
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        epochs: u64,
+        /// Frames of each count
+        #[arg(long, value_name = "N", default_value_t = 200_000)]
+        frames: u64,
+        /// Print one line of JSON for each plugin
+        #[arg(long)]
+        json: bool,
+    },
 }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod bench;
 mod cli;
 mod environment;
 mod exit;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
             Exit::Done
         }
         Command::Replay { strategies, json } => replay::replay(&strategies, json),
+        Command::Bench(what) => bench::bench(what),
         Command::Keys(args) => keys::keys(&args),
         Command::Demo(args) => demo(args),
     }

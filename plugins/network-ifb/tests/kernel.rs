@@ -168,3 +168,32 @@ fn an_ifb_that_is_taken_away_does_not_mute_its_guest() {
         until("it is held", || buffer.stats().held_frames == 1);
     });
 }
+
+#[test]
+fn u32_serves_where_matchall_is_absent() {
+    inside(|| {
+        std::fs::write("/etc/modprobe.d/absent.conf", "install cls_matchall /bin/false\n").unwrap();
+        aventine_conformance::network::check::<Taps<Ifb>>("every_protocol_is_held", module_path!());
+        let loaded = |module| std::path::Path::new("/sys/module").join(module).exists();
+        assert!(loaded("cls_u32") && !loaded("cls_matchall"));
+    });
+}
+
+#[test]
+fn what_others_have_set_up_is_in_the_way_and_stays() {
+    inside(|| {
+        enter_namespace();
+        let _guest = tap("guest0");
+        let shell = |line: &str| {
+            let output = std::process::Command::new("sh").args(["-e", "-c", line]).output().unwrap();
+            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        shell(
+            "tc qdisc add dev guest0 ingress; tc filter add dev guest0 ingress protocol ip u32 match u32 0 0 action pass",
+        );
+        let error = ifb("guest0", "net0", Side::Primary).err().unwrap();
+        assert!(error.contains("guest0") && error.contains("filter"), "{error}");
+        assert!(shell("tc filter show dev guest0 ingress").contains("u32"));
+    });
+}

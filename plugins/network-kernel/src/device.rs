@@ -11,6 +11,7 @@ const SETLINK: u16 = 19;
 const FIXED: usize = 16;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_STATS64: u16 = 23;
@@ -110,6 +111,12 @@ impl Device {
             let r = r.with_text(IFLA_INFO_KIND, kind);
             if options.is_empty() { r } else { r.nested(IFLA_INFO_DATA, data) }
         }))
+    }
+
+    /// Sets how many packets may wait in it.
+    pub fn queue(&self, netlink: &mut Netlink, packets: u32) -> Result<(), NetlinkError> {
+        let request = Request::new(SETLINK, 0, &fixed(self.index, 0, 0));
+        netlink.change(request.with(IFLA_TXQLEN, &packets.to_ne_bytes()))
     }
 
     /// Sets its alias.

@@ -139,3 +139,19 @@ fn what_a_crash_left_is_reclaimed_and_told() {
         assert_eq!((upkeep.reclaim)(config, &premises).unwrap(), Vec::<String>::new());
     });
 }
+
+#[test]
+fn what_others_have_set_up_is_in_the_way_and_stays() {
+    inside(|| {
+        let (_guest, _world) = bridged();
+        let shell = |line: &str| {
+            let output = std::process::Command::new("sh").args(["-e", "-c", line]).output().unwrap();
+            assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        shell("tc qdisc add dev world0 root handle 5: pfifo limit 77");
+        let error = make("device = 'guest0'", Side::Primary).err().unwrap();
+        assert!(error.contains("world0") && error.contains("pfifo"), "{error}");
+        assert!(shell("tc qdisc show dev world0").contains("pfifo 5: root refcnt 2 limit 77p"));
+    });
+}

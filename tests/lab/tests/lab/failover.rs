@@ -10,7 +10,9 @@ use crate::nested::{given, ok};
 use aventine_demo::checker::{self, Load, Outcome};
 use aventine_demo::network::Namespace;
 use aventine_lab::{Host, Lab, Process};
-use std::io::stdin;
+use rustix::net::{AddressFamily, Protocol, SocketType};
+use std::fs::File;
+use std::io::{Read, stdin};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -44,6 +46,30 @@ fn client() {
     let Outcome { acknowledged, lost, broken, problems, .. } = load.finish(&here, GUEST).unwrap();
     assert!(lost == 0 && !broken, "{lost} lost, broken: {broken}, {problems:?}");
     println!("all of {acknowledged} writes are there");
+}
+
+/// Sees what the guest says of itself after its takeover; says so and ends.
+#[test]
+#[ignore = "an observer of the other tests, on a lab host"]
+fn observer() {
+    const ALL: u32 = 3; // ETH_P_ALL
+    let all = Protocol::from_raw(u32::from((ALL as u16).to_be()).try_into().unwrap());
+    let socket = rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, Some(all)).unwrap();
+    println!("observing");
+    let (mut wire, mut frame) = (File::from(socket), [0; 2048]);
+    let (mut arp, mut neighbour) = (false, false);
+    while !(arp && neighbour) {
+        let length = wire.read(&mut frame).unwrap();
+        let frame = &frame[..length];
+        if frame.len() < 60 || frame[6..12] != [0x52, 0x54, 0, 0xa7, 0xe0, 1] {
+            continue;
+        }
+        // Sender's and target's address are the same.
+        arp |= frame[12..14] == [0x08, 0x06] && frame[28..32] == frame[38..42];
+        // ICMPv6 135: a solicitation; 136: an advertisement, to all nodes.
+        neighbour |= frame[12..14] == [0x86, 0xdd] && frame[..2] == [0x33, 0x33] && frame[54] == 136;
+    }
+    println!("a gratuitous ARP and an unsolicited neighbour advertisement");
 }
 
 /// A host with a bridge for the guest's tap, and a configuration.
@@ -129,11 +155,14 @@ fn fail_over(network: &str) {
     let mut client = helper(c, "failover::client");
     client.input().write(b"before\n").unwrap();
     client.wait_for("served ").unwrap();
+    let mut observer = helper(c, "failover::observer");
+    observer.wait_for("observing").unwrap();
     a.kill();
     standby.wait_for("unprotected: the guest runs on").unwrap();
     client.input().write(b"after\n").unwrap();
     client.input().write(b"").unwrap();
     client.wait_for("writes are there").unwrap();
+    observer.wait_for("unsolicited neighbour advertisement").unwrap();
 }
 
 #[test]

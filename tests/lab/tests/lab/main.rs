@@ -1,5 +1,6 @@
 //! The lab itself, shown with real machines.
 
+mod bench;
 mod failover;
 mod hosts;
 mod inside;

@@ -1,0 +1,7 @@
+//! Benchmarks: what plugins cost, as a ratio to the same work without them, measured in the same run.
+#![deny(unsafe_code)]
+
+pub mod network;
+mod wire;
+
+pub use wire::WireError;

@@ -1,0 +1,141 @@
+//! A guest and the world, joined by a bridge in a network namespace of this thread's own.
+//!
+//! ```text
+//!  guest ══ tap `guest0` ── bridge `br0` ── tap `world0` ══ world
+//! ```
+
+use aventine_network_kernel::{Device, Netlink, NetlinkError};
+use rustix::thread::UnshareFlags;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+pub(crate) const GUEST: &str = "guest0";
+const WORLD: &str = "world0";
+const BRIDGE: &str = "br0";
+/// Frames that wait at the world's end: more than are ever under way.
+const QUEUE: u32 = 1 << 16;
+/// Longer than a bridge takes to take up its ports.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Without it a bridge says nothing of its own accord.
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+
+/// Why there is nothing to measure on.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// No namespace.
+    #[error("Cannot make a network namespace: run this as root")]
+    Namespace(#[source] io::Error),
+    /// No taps.
+    #[error("Cannot make the tap {0}: load the module tun, and run this as root")]
+    Tap(&'static str, #[source] io::Error),
+    /// No bridge.
+    #[error("Cannot make a bridge of two taps")]
+    Bridge(#[from] NetlinkError),
+    /// The bridge forwards nothing.
+    #[error("The bridge does not forward frames after {PATIENCE:?}")]
+    Silent,
+    /// A tap does not work.
+    #[error("Cannot send or receive a frame")]
+    Frame(#[source] io::Error),
+}
+
+/// The world's end.
+pub(crate) struct World(File);
+
+impl World {
+    /// Takes what has come; answers how many of our frames that were.
+    pub(crate) fn take(&mut self) -> Result<u64, WireError> {
+        let (mut buffer, header, mut came) = ([0; 2048], frame(14), 0);
+        loop {
+            match self.0.read(&mut buffer) {
+                Ok(length) => came += u64::from(buffer[..length].starts_with(&header)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(came),
+                Err(e) => return Err(WireError::Frame(e)),
+            }
+        }
+    }
+}
+
+/// The guest's end once more: a tap has one user at a time.
+pub(crate) fn guest() -> Result<File, WireError> {
+    open_tap(GUEST).map_err(|e| WireError::Tap(GUEST, e))
+}
+
+/// A frame of the experimental protocol, this many bytes long.
+pub(crate) fn frame(length: usize) -> Vec<u8> {
+    let mut frame = [[0x52, 0x54, 0, 0xa7, 0xe0, 0x0d], [0x52, 0x54, 0, 0xa7, 0xe0, 0x0c]].concat();
+    frame.extend_from_slice(&[0x88, 0xb5]);
+    frame.resize(length, 0);
+    frame
+}
+
+/// From here on this thread, and the threads that it starts, are in a namespace with nothing but a guest and a world. Answers
+/// their ends.
+pub(crate) fn enter() -> Result<(File, World), WireError> {
+    unshare_network().map_err(WireError::Namespace)?;
+    let netlink = &mut Netlink::open()?;
+    Device::make_with(netlink, BRIDGE, "bridge", &[(IFLA_BR_MCAST_SNOOPING, 0)])?;
+    let mut ends = Vec::new();
+    for name in [GUEST, WORLD] {
+        ends.push(open_tap(name).map_err(|e| WireError::Tap(name, e))?);
+    }
+    let mut bridge = 0;
+    for name in [BRIDGE, GUEST, WORLD] {
+        let Some(device) = Device::find(netlink, name)? else { continue };
+        device.hush(netlink)?;
+        device.queue(netlink, QUEUE)?;
+        device.up(netlink)?;
+        match name {
+            BRIDGE => bridge = device.index,
+            _ => device.enslave(netlink, bridge)?,
+        }
+    }
+    let (Some(world), Some(mut guest)) = (ends.pop(), ends.pop()) else { unreachable!("two taps") };
+    let mut world = World(world);
+    await_bridge(&mut guest, &mut world)?;
+    Ok((guest, world))
+}
+
+fn await_bridge(guest: &mut File, world: &mut World) -> Result<(), WireError> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        guest.write_all(&frame(60)).map_err(WireError::Frame)?;
+        if world.take()? > 0 {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Err(WireError::Silent)
+}
+
+#[allow(unsafe_code)]
+fn unshare_network() -> io::Result<()> {
+    // SAFETY: a new network namespace for this thread; nothing else that threads share is unshared.
+    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?)
+}
+
+/// Opens a tap, which is made if need be and goes with its namespace.
+#[allow(unsafe_code)]
+fn open_tap(name: &str) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open("/dev/net/tun")?;
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads an ifreq, which `request` is, with a name that ends in a zero byte.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: TUNSETPERSIST takes a number, not a pointer.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST as _, 1 as libc::c_ulong) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
