@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 pub(crate) const GUEST: &str = "guest0";
 const WORLD: &str = "world0";
 const BRIDGE: &str = "br0";
-/// Frames that wait at the world's end: more than are ever under way.
-const QUEUE: u32 = 1 << 16;
+/// Frames that may wait at the world's end: more than are ever under way. Linux 6.1 refuses a tap's queue of 65536.
+const QUEUE: u32 = 8192;
 /// Longer than a bridge takes to take up its ports.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Without it a bridge says nothing of its own accord.

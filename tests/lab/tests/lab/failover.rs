@@ -61,13 +61,14 @@ fn observer() {
     while !(arp && neighbour) {
         let length = wire.read(&mut frame).unwrap();
         let frame = &frame[..length];
-        if frame.len() < 60 || frame[6..12] != [0x52, 0x54, 0, 0xa7, 0xe0, 1] {
+        if frame.len() < 42 || frame[6..12] != [0x52, 0x54, 0, 0xa7, 0xe0, 1] {
             continue;
         }
         // Sender's and target's address are the same.
         arp |= frame[12..14] == [0x08, 0x06] && frame[28..32] == frame[38..42];
         // ICMPv6 135: a solicitation; 136: an advertisement, to all nodes.
-        neighbour |= frame[12..14] == [0x86, 0xdd] && frame[..2] == [0x33, 0x33] && frame[54] == 136;
+        neighbour |=
+            frame[12..14] == [0x86, 0xdd] && frame[..2] == [0x33, 0x33] && frame.get(54) == Some(&136);
     }
     println!("a gratuitous ARP and an unsolicited neighbour advertisement");
 }
