@@ -58,8 +58,8 @@ macro_rules! plugin {
                 name: $name,
                 version: "1.0.0",
                 summary: "For tests",
-                validate: $validate,
-                factory: Factory::$kind(|_, _| Err(check_only())),
+                validate: &$validate,
+                factory: Factory::$kind(&|_, _| Err(check_only())),
             }
         }
     };

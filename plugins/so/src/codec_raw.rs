@@ -1,0 +1,1 @@
+aventine_abi::export_plugin!(aventine_codec_raw);
