@@ -2,6 +2,7 @@
 
 use crate::plugin::{Ids, is_file_name};
 use crate::report::Problem;
+use crate::shared::{self, Load};
 use crate::{Config, Instance, plugin};
 use aventine_api::Kind;
 use aventine_api::units::Quantity;
@@ -11,12 +12,13 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "name",
     "staging",
     "heartbeat",
     "detection",
     "audit",
+    "plugins",
     "guest",
     "network",
     "disk",
@@ -82,7 +84,7 @@ pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) 
 }
 
 /// Reads and checks everything; on failure, all that was found wrong.
-pub(crate) fn read(text: &str, dir: &Path) -> Result<Config, Vec<Problem>> {
+pub(crate) fn read(text: &str, dir: &Path, load: Load<'_>) -> Result<Config, Vec<Problem>> {
     let (root, mut errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         errors.dedup_by_key(|e| e.span());
@@ -96,6 +98,7 @@ pub(crate) fn read(text: &str, dir: &Path) -> Result<Config, Vec<Problem>> {
         ]);
     }
     let mut document = Document { root, meant: Vec::new(), problems: Vec::new() };
+    shared::load(root, dir, load, &mut document.problems);
     let config = document.config(dir);
     match config {
         Some(config) if document.problems.is_empty() => Ok(config),

@@ -118,6 +118,14 @@ pub fn load(file: &Path, trust: Trust) -> Result<Vec<&'static PluginEntry>, Load
     Ok(entries)
 }
 
+/// Loads the shared object `file` without adding its plugins; answers its real path and them. For looking at it only: it
+/// stays loaded all the same.
+pub fn inspect(file: &Path, trust: Trust) -> Result<(Origin, Vec<&'static PluginEntry>), LoadError> {
+    let path = file::real(file)?;
+    let entries = load::open(&path, &file::read(&path, trust)?)?;
+    Ok((Origin::File(path), entries.into_iter().map(|e| &*Box::leak(Box::new(e))).collect()))
+}
+
 /// What the shared object `file` says about itself, without running any of its code.
 pub fn about(file: &Path, trust: Trust) -> Result<About, LoadError> {
     Ok(file::read(&file::real(file)?, trust)?)

@@ -55,6 +55,61 @@ fn first_line(error: &LibraryError) -> String {
     error.to_string().lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 
+/// The last difference, which is the cause of those before it: `abi_stable` writes
+/// `Layout of found type: … type:NAME … Error:WHAT Expected: … Found: …`.
 fn cause(all: &str) -> String {
-    all.to_owned()
+    let found = || {
+        let (before, last) = all.rsplit_once("\nError:")?;
+        let (what, rest) = last.split_once("\nExpected:")?;
+        let (expected, found) = rest.split_once("\nFound:")?;
+        let inside = before.rsplit_once("Layout of found type:").map_or(before, |(_, inside)| inside);
+        let name = inside.lines().find_map(|line| line.trim().strip_prefix("type:"))?;
+        let (expected, found) = (short(expected), short(found.split("\n\n").next()?));
+        Some(format!("{name}: {what}: this program has {expected}, the plugin {found}"))
+    };
+    found().unwrap_or_else(|| short(all.lines().last().unwrap_or_default()))
+}
+
+/// In one line, not too long.
+fn short(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match words.char_indices().nth(160) {
+        Some((at, _)) => format!("{}…", &words[..at]),
+        None => words,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi_stable::StableAbi;
+    use abi_stable::abi_stability::abi_checking::check_layout_compatibility;
+
+    mod released {
+        #[derive(abi_stable::StableAbi)]
+        #[repr(C)]
+        pub(super) struct Stats {
+            held: u64,
+            dropped: u64,
+        }
+    }
+
+    mod changed {
+        #[derive(abi_stable::StableAbi)]
+        #[repr(C)]
+        pub(super) struct Stats {
+            held: u64,
+            lost: u64,
+        }
+    }
+
+    #[test]
+    fn of_a_layout_error_the_cause_is_told() {
+        let (ours, theirs) = (<released::Stats as StableAbi>::LAYOUT, <changed::Stats as StableAbi>::LAYOUT);
+        let all = check_layout_compatibility(ours, theirs).unwrap_err().to_string();
+        let told = cause(&all);
+        assert!(told.starts_with("Stats: unexpected field: this program has"), "{told}");
+        assert!(told.contains("dropped") && told.contains("lost"), "{told}");
+        assert_eq!(cause("something else\nat its end"), "at its end");
+    }
 }

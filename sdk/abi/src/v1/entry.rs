@@ -4,7 +4,7 @@ use super::answer::{Answer, ErrorV1, native};
 use super::arbiter::{ArbiterBox, ArbiterV1_TO, ImportedArbiter};
 use super::codec::{CodecBox, Encoding, ImportedCodec};
 use super::disk::{DiskBox, DiskV1_TO, ImportedDisk};
-use super::edge::{Exported, known};
+use super::edge::{Exported, caught, known};
 use super::guest::{GuestBox, ImportedGuest, Lending};
 use super::host::ContextV1;
 use super::log::{LogBox, forward};
@@ -20,6 +20,7 @@ use aventine_api::{
     NetworkBuffer, PluginEntry, PluginError, Transport,
 };
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 const KINDS: [Kind; 7] =
     [Kind::Guest, Kind::Network, Kind::Disk, Kind::Transport, Kind::Policy, Kind::Codec, Kind::Arbiter];
@@ -140,22 +141,33 @@ fn make(entry: &PluginEntry, config: &str, context: Context) -> Result<InstanceV
     })
 }
 
-impl EntryV1 for Exported<&'static PluginEntry> {
+/// An entry keeps nothing between calls, so a panic in one says nothing about the next.
+struct OwnEntry(&'static PluginEntry);
+
+impl OwnEntry {
+    fn answer<R>(call: impl FnOnce() -> Result<R, PluginError>) -> Answer<R> {
+        caught(&AtomicBool::new(false), call)
+    }
+}
+
+impl EntryV1 for OwnEntry {
     fn describe(&self) -> Answer<DescriptionV1> {
-        self.ask(|e| DescriptionV1 {
-            kind: e.factory.kind() as u8,
-            name: e.name.into(),
-            version: e.version.into(),
-            summary: e.summary.into(),
+        OwnEntry::answer(|| {
+            Ok(DescriptionV1 {
+                kind: self.0.factory.kind() as u8,
+                name: self.0.name.into(),
+                version: self.0.version.into(),
+                summary: self.0.summary.into(),
+            })
         })
     }
 
     fn validate(&self, config: RStr<'_>) -> Answer<ROption<ConfigErrorV1>> {
-        self.ask(|e| (e.validate)(config.as_str()).err().map(ConfigErrorV1::from).into())
+        OwnEntry::answer(|| Ok((self.0.validate)(config.as_str()).err().map(ConfigErrorV1::from).into()))
     }
 
     fn make(&self, config: RStr<'_>, context: ContextV1) -> Answer<InstanceV1> {
-        self.share(|e| make(e, config.as_str(), context.native()?))
+        OwnEntry::answer(|| make(self.0, config.as_str(), context.native()?))
     }
 }
 
@@ -167,7 +179,7 @@ pub extern "C" fn open(log: LogBox) -> RVec<EntryBox> {
 }
 
 fn export(entry: &'static PluginEntry) -> EntryBox {
-    EntryV1_TO::from_value(Exported::new(entry), sabi_trait::TD_Opaque)
+    EntryV1_TO::from_value(OwnEntry(entry), sabi_trait::TD_Opaque)
 }
 
 /// A factory that has `$entry` make its object and `$import` make the native value of it.
@@ -227,4 +239,52 @@ pub fn import(entry: EntryBox) -> Result<PluginEntry, PluginError> {
 /// The same plugin behind both adapters, in one program: what a loaded plugin is, without the loading.
 pub fn adapted(entry: &'static PluginEntry) -> Result<PluginEntry, PluginError> {
     import(export(entry))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi_stable::StableAbi;
+    use abi_stable::type_layout::TypeLayout;
+    use std::collections::HashSet;
+    use std::fmt::Write;
+
+    /// Every type of interface 1 that can be reached from its root, field by field. What belongs to `abi_stable` is fixed by
+    /// its version.
+    fn describe(layout: &'static TypeLayout, seen: &mut HashSet<String>, text: &mut String) {
+        let id = format!("{:?}", layout.get_utypeid());
+        if !seen.insert(id) {
+            return;
+        }
+        if layout.package().as_str() == env!("CARGO_PKG_NAME") {
+            let (size, align) = (layout.size(), layout.alignment());
+            writeln!(text, "{} size:{size} align:{align} {:?}", layout.full_type(), layout.repr_attr())
+                .unwrap();
+            let fields = format!("{}\n{}", layout.data(), layout.phantom_fields());
+            for line in fields.lines().map(str::trim_end).filter(|l| !l.trim().is_empty()) {
+                writeln!(text, "  {line}").unwrap();
+            }
+        }
+        for nested in layout.shared_vars().type_layouts() {
+            describe(nested(), seen, text);
+        }
+    }
+
+    #[test]
+    fn the_layout_of_interface_1_is_the_released_one() {
+        let mut text = String::new();
+        describe(<RootV1_Ref as StableAbi>::LAYOUT, &mut HashSet::new(), &mut text);
+        let released = include_str!("layout.txt");
+        if text != released {
+            let now = std::env::temp_dir().join("aventine-abi-v1-layout.txt");
+            std::fs::write(&now, &text).unwrap();
+            let line = text.lines().zip(released.lines()).position(|(a, b)| a != b);
+            let line = line.unwrap_or_else(|| text.lines().count().min(released.lines().count())) + 1;
+            panic!(
+                "interface 1 is frozen, and src/v1/layout.txt says otherwise from line {line} on. What it is now is in \
+                 {}. Make an interface 2: docs/abi.md.",
+                now.display()
+            );
+        }
+    }
 }
