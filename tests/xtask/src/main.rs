@@ -102,6 +102,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::DEMO)?;
     machine::install(machine::TESTS)?;
     cargo(&["build", "--package", "aventine", "--package", "aventine-e2e"])?;
+    cargo(&["build", "--package", "aventine-so", "--examples"])?;
     let guest = guest::make(&target().join("guest"))?;
     let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
     let mut runner = as_root(Path::new(&cargo_program()));
@@ -111,6 +112,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     };
     runner.args(options).current_dir(root());
     runner.env("AVENTINE_PROGRAM", target().join("debug/aventine"));
+    runner.env("AVENTINE_SHARED_OBJECTS", target().join("debug/examples"));
     runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
     // For tests that need another kernel than this host's.
     if let Ok(own) = std::env::current_exe() {
