@@ -94,7 +94,7 @@ pub struct Parts {
     pub attach: bool,
     /// Staging memory of each side, as the configuration writes it.
     pub staging: String,
-    /// A shared object and the text of the [policy] table that its plugin serves, instead of `fixed`.
+    /// A shared object and the text of the `[policy]` table that its plugin serves, instead of `fixed`.
     pub policy: Option<(PathBuf, String)>,
     /// QEMU's arguments besides those that every guest has.
     pub qemu: Vec<String>,
