@@ -2,6 +2,7 @@
 
 use crate::plugin::{Ids, is_file_name};
 use crate::report::Problem;
+use crate::shared::{self, Load};
 use crate::{Config, Instance, Strategies, plugin};
 use aventine_api::Kind;
 use aventine_api::units::Quantity;
@@ -11,12 +12,13 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "name",
     "staging",
     "heartbeat",
     "detection",
     "audit",
+    "plugins",
     "guest",
     "network",
     "disk",
@@ -25,7 +27,7 @@ const KEYS: [&str; 12] = [
     "codec",
     "arbiter",
 ];
-const STRATEGY_KEYS: [&str; 3] = ["trace", "policy", "codec"];
+const STRATEGY_KEYS: [&str; 4] = ["trace", "plugins", "policy", "codec"];
 /// Most syntax errors shown: those after the first few are mostly their consequences.
 const MOST_SYNTAX: usize = 3;
 /// Deepest nesting of tables and arrays; no plugin needs nearly as much, and reading is recursive.
@@ -83,18 +85,19 @@ pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) 
 }
 
 /// Reads and checks everything; on failure, all that was found wrong.
-pub(crate) fn read(text: &str, dir: &Path) -> Result<Config, Vec<Problem>> {
-    read_with(text, &KEYS, |document| document.config(dir))
+pub(crate) fn read(text: &str, dir: &Path, load: Load<'_>) -> Result<Config, Vec<Problem>> {
+    read_with(text, &KEYS, (dir, load), |document| document.config(dir))
 }
 
 /// The same for strategies.
-pub(crate) fn read_strategies(text: &str, dir: &Path) -> Result<Strategies, Vec<Problem>> {
-    read_with(text, &STRATEGY_KEYS, |document| document.strategies(dir))
+pub(crate) fn read_strategies(text: &str, dir: &Path, load: Load<'_>) -> Result<Strategies, Vec<Problem>> {
+    read_with(text, &STRATEGY_KEYS, (dir, load), |document| document.strategies(dir))
 }
 
 fn read_with<T>(
     text: &str,
     keys: &'static [&'static str],
+    (dir, load): (&Path, Load<'_>),
     take: impl FnOnce(&mut Document<'_, '_>) -> Option<T>,
 ) -> Result<T, Vec<Problem>> {
     let (root, mut errors) = DeTable::parse_recoverable(text);
@@ -110,6 +113,7 @@ fn read_with<T>(
         ]);
     }
     let mut document = Document { root, keys, meant: Vec::new(), problems: Vec::new() };
+    shared::load(root, dir, load, &mut document.problems);
     document.unknown_keys();
     match take(&mut document) {
         Some(taken) if document.problems.is_empty() => Ok(taken),

@@ -9,6 +9,10 @@
 //! detection = "500ms"      # at least three heartbeats
 //! audit = { every = 4000 } # in epochs; no audit unless given
 //!
+//! [plugins]
+//! load = ["/path.so"]      # shared objects with more plugins
+//! unsafe_writable = false  # whether they may be files that others can change
+//!
 //! [guest]                  # required
 //! plugin = "qemu"          # every other key of a plugin's table is the plugin's own
 //!
@@ -22,11 +26,13 @@
 //!
 //! ```text
 //!  bytes ─► text ─► table with positions ─► top-level keys ─┐
-//!  file.rs          toml                    document.rs     ├─► Config, or every problem found with its place
+//!  file.rs          toml                    document.rs     │
+//!                                           [plugins] ──────┼─► Config, or every problem found with its place
+//!                                           shared.rs       │
 //!                                           plugin tables ──┘
 //!                                           plugin.rs: known? its own keys as text ─► PluginEntry::validate
 //! ```
-//! Loading touches nothing but the file: no plugin is made, no address looked up.
+//! Loading touches nothing but the file and the shared objects that it names: no plugin is made, no address looked up.
 #![forbid(unsafe_code)]
 
 mod document;
@@ -36,8 +42,10 @@ mod file;
 pub mod fuzz;
 mod plugin;
 mod report;
+mod shared;
 
 use aventine_api::{Kind, PluginEntry};
+use shared::Load;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,15 +93,24 @@ pub struct Config {
     pub arbiter: Instance,
 }
 
+/// Loads the shared objects that a file names, for good.
+const LOAD: Load<'static> = &|file, trust| aventine_registry::load(file, trust).map(drop);
+
 impl Config {
-    /// Loads and checks the file at `path`. Blocks for the reading of the file.
+    /// Loads and checks the file at `path`, and the shared objects that it names, which stay loaded. Blocks for the
+    /// reading of the files.
     pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
-        Config::parse(&file::read(path)?, path)
+        Config::read(&file::read(path)?, path, LOAD)
     }
 
-    /// Checks `text` as the contents of the file `path`, which is not touched.
+    /// Checks `text` as the contents of the file `path`, which is not touched. Neither are shared objects: only plugins
+    /// that are there already are known.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
-        document::read(text, &file::directory(path)).map_err(|problems| {
+        Config::read(text, path, &|_, _| Ok(()))
+    }
+
+    fn read(text: &str, path: &Path, load: Load<'_>) -> Result<Config, ConfigErrors> {
+        document::read(text, &file::directory(path), load).map_err(|problems| {
             ConfigErrors::Invalid(Report::new(path.display().to_string(), text, problems))
         })
     }
@@ -116,6 +133,9 @@ impl Config {
 ///
 /// ```toml
 /// trace = "redis-set.trace"    # relative to this file
+///
+/// [plugins]                    # as in a configuration
+/// load = ["fast_codec.so"]
 ///
 /// [[policy]]                   # any number; one `fixed` if there is none
 /// plugin = "fixed"
@@ -140,7 +160,7 @@ impl Strategies {
     /// Loads and checks the file at `path`. Blocks for the reading of the file.
     pub fn load(path: &Path) -> Result<Strategies, ConfigErrors> {
         let text = file::read(path)?;
-        document::read_strategies(&text, &file::directory(path)).map_err(|problems| {
+        document::read_strategies(&text, &file::directory(path), LOAD).map_err(|problems| {
             ConfigErrors::Invalid(Report::new(path.display().to_string(), &text, problems))
         })
     }

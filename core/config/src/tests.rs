@@ -58,8 +58,8 @@ macro_rules! plugin {
                 name: $name,
                 version: "1.0.0",
                 summary: "For tests",
-                validate: $validate,
-                factory: Factory::$kind(|_, _| Err(check_only())),
+                validate: &$validate,
+                factory: Factory::$kind(&|_, _| Err(check_only())),
             }
         }
     };
@@ -152,7 +152,7 @@ error: unknown key `detecton`
 2 | detecton = \"500ms\"
   | ^^^^^^^^ did you mean `detection`?
   |
-  = help: known keys: name, staging, heartbeat, detection, audit, guest, network, disk, transport, policy, codec, arbiter
+  = help: known keys: name, staging, heartbeat, detection, audit, plugins, guest, network, disk, transport, policy, codec, arbiter
 
 web.toml is not valid: 1 problem"
     );
@@ -424,4 +424,35 @@ proptest! {
             prop_assert!(!e.to_string().is_empty());
         }
     }
+}
+
+/// Shared objects are loaded before the plugins' tables are read, from where the file is, and each with its own place in
+/// the file when it cannot be.
+#[test]
+fn shared_objects_are_loaded_by_their_paths() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("web.toml");
+    let load = |plugins: &str| {
+        fs::write(&file, with(&format!("name = 'web'\n[plugins]\n{plugins}"))).unwrap();
+        Config::load(&file).map_err(|e| e.to_string())
+    };
+    assert!(load("load = []").is_ok());
+    fs::write(dir.path().join("words.so"), "no ELF").unwrap();
+    let told = load("load = ['words.so',\n  '/no/such/file.so']").err().unwrap();
+    for words in
+        ["words.so is not a shared object", "web.toml:3:9", "there is no file /no/such/file.so", "4 |"]
+    {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    for (plugins, words) in [
+        ("loads = []", "did you mean `load`?"),
+        ("load = 'words.so'", "expected an array of strings, found a string"),
+        ("load = [1]", "expected a string, found an integer"),
+        ("unsafe_writable = 'yes'", "expected a boolean, found a string"),
+    ] {
+        let told = load(plugins).err().unwrap();
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    let anywhere = with("name = 'web'\n[plugins]\nload = ['/no/such/file.so']");
+    assert!(parse(&anywhere).is_ok(), "parsing alone touches no file");
 }

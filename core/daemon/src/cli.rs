@@ -111,8 +111,19 @@ Each codec runs with each policy. A trace is made by `aventine protect` with `pl
     #[command(subcommand)]
     Bench(Bench),
     /// List the plugins
-    #[command(after_help = "Example:\n  aventine plugins --json")]
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "\
+Examples:
+  aventine plugins --json
+  aventine plugins /etc/aventine/web.toml
+  aventine plugins inspect /usr/lib/aventine/net_example.so"
+    )]
     Plugins {
+        #[command(subcommand)]
+        command: Option<Plugins>,
+        /// A configuration file: the plugins of its shared objects are listed, too
+        config: Option<PathBuf>,
         /// One line of JSON for each plugin
         #[arg(long)]
         json: bool,
@@ -131,6 +142,19 @@ Example:
 
 `cargo xtask demo` in the source tree makes the guest and runs this.")]
     Demo(Demo),
+}
+
+/// What else can be asked about plugins.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Plugins {
+    /// Load a shared object and list its plugins, or say why it would not be loaded
+    Inspect {
+        /// The shared object
+        file: PathBuf,
+        /// One line of JSON for each plugin
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// What `protect` and `standby` need.

@@ -1,38 +1,59 @@
 //! What a configuration uses, and which plugins there are.
 
+use aventine_api::PluginEntry;
 use aventine_config::Config;
+use aventine_registry::{LoadError, Origin, Trust};
 use serde::Serialize;
+use std::path::Path;
 
 #[derive(Serialize)]
 struct Plugin {
     kind: &'static str,
     name: &'static str,
     version: &'static str,
-    origin: &'static str,
+    origin: String,
     summary: &'static str,
+}
+
+impl Plugin {
+    fn new(entry: &'static PluginEntry, origin: &Origin) -> Plugin {
+        Plugin {
+            kind: entry.factory.kind().name(),
+            name: entry.name,
+            version: entry.version,
+            origin: origin.to_string(),
+            summary: entry.summary,
+        }
+    }
 }
 
 /// All plugins, a line each.
 pub(crate) fn plugins(json: bool) -> String {
-    let plugins: Vec<_> = aventine_registry::all()
-        .into_iter()
-        .map(|e| Plugin {
-            kind: e.factory.kind().name(),
-            name: e.name,
-            version: e.version,
-            origin: "built in",
-            summary: e.summary,
-        })
-        .collect();
+    let known = aventine_registry::known();
+    table(&known.iter().map(|k| Plugin::new(k.entry, &k.origin)).collect::<Vec<_>>(), json)
+}
+
+fn table(plugins: &[Plugin], json: bool) -> String {
     let lines: Vec<_> = if json {
         plugins.iter().filter_map(|p| serde_json::to_string(p).ok()).collect()
     } else {
-        let row = |k: &str, n: &str, v: &str, o: &str, s: &str| format!("{k:<10} {n:<14} {v:<8} {o:<9} {s}");
+        let widest = plugins.iter().map(|p| p.origin.chars().count()).max().unwrap_or_default().max(9);
+        let row =
+            |k: &str, n: &str, v: &str, o: &str, s: &str| format!("{k:<10} {n:<14} {v:<8} {o:<widest$} {s}");
         std::iter::once(row("KIND", "NAME", "VERSION", "ORIGIN", "SUMMARY"))
-            .chain(plugins.iter().map(|p| row(p.kind, p.name, p.version, p.origin, p.summary)))
+            .chain(plugins.iter().map(|p| row(p.kind, p.name, p.version, &p.origin, p.summary)))
             .collect()
     };
     lines.join("\n")
+}
+
+/// What is in a shared object: what its file says, then its plugins, for which it is loaded.
+pub(crate) fn inspect(file: &Path, json: bool) -> Result<String, LoadError> {
+    let about = aventine_registry::about(file, Trust::OwnersOnly)?;
+    let (origin, entries) = aventine_registry::inspect(file, Trust::OwnersOnly)?;
+    let plugins: Vec<_> = entries.into_iter().map(|entry| Plugin::new(entry, &origin)).collect();
+    let plugins = table(&plugins, json);
+    Ok(if json { plugins } else { format!("{}, plugin interface {}\n{plugins}", about.build, about.abi) })
 }
 
 /// What a valid configuration sets up.

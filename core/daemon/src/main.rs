@@ -62,10 +62,8 @@ fn main() -> ExitCode {
         Command::Stop { which } => query::stop(&which),
         Command::Handover { which } => query::handover(&which),
         Command::Reclaim { run, json } => reclaim::reclaim(&run, json),
-        Command::Plugins { json } => {
-            print(list::plugins(json));
-            Exit::Done
-        }
+        Command::Plugins { command: Some(cli::Plugins::Inspect { file, json }), .. } => inspect(&file, json),
+        Command::Plugins { command: None, config, json } => plugins(config.as_deref(), json),
         Command::Replay { strategies, json } => replay::replay(&strategies, json),
         Command::Bench(what) => bench::bench(what),
         Command::Keys(args) => keys::keys(&args),
@@ -100,6 +98,28 @@ fn check(path: &Path, environment: bool) -> Exit {
             if environment { environment::check(&config) } else { Exit::Done }
         }
         Err(exit) => exit,
+    }
+}
+
+fn plugins(config: Option<&Path>, json: bool) -> Exit {
+    // It stays loaded; what it sets up does not matter here.
+    if let Some(Err(exit)) = config.map(run::load) {
+        return exit;
+    }
+    print(list::plugins(json));
+    Exit::Done
+}
+
+fn inspect(file: &Path, json: bool) -> Exit {
+    match list::inspect(file, json) {
+        Ok(plugins) => {
+            print(plugins);
+            Exit::Done
+        }
+        Err(e) => {
+            tell_error(&e);
+            Exit::Error
+        }
     }
 }
 

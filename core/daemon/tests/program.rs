@@ -180,6 +180,25 @@ fn wrong_usage_exits_with_64_and_help_with_0() {
 }
 
 #[test]
+fn a_file_that_is_no_plugin_is_told_apart() {
+    let dir = TempDir::new().unwrap();
+    let file = path(&dir, "net.so");
+    fs::write(&file, "not a shared object").unwrap();
+    let (code, out, err) = run(&["plugins".as_ref(), "inspect".as_ref(), file.as_os_str()]);
+    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    assert!(err.contains("net.so is not a shared object"), "{err}");
+    let web = config(&dir);
+    let text = fs::read_to_string(&web).unwrap();
+    fs::write(&web, format!("{text}[plugins]\nload = ['absent.so']\n")).unwrap();
+    for command in ["check", "plugins"] {
+        let (code, _, err) = run(&[command.as_ref(), web.as_os_str()]);
+        assert_eq!(code, 2, "{err}");
+        let line = text.lines().count() + 2;
+        assert!(err.contains("there is no file") && err.contains(&format!("web.toml:{line}:9")), "{err}");
+    }
+}
+
+#[test]
 fn plugins_are_listed_for_people_and_programs() {
     let (code, out, _) = run(&["plugins", "--json"]);
     assert_eq!(code, 0);

@@ -94,6 +94,8 @@ pub struct Parts {
     pub attach: bool,
     /// Staging memory of each side, as the configuration writes it.
     pub staging: String,
+    /// A shared object and the text of the `[policy]` table that its plugin serves, instead of `fixed`.
+    pub policy: Option<(PathBuf, String)>,
     /// QEMU's arguments besides those that every guest has.
     pub qemu: Vec<String>,
     /// The kernel's words besides those that every guest has.
@@ -115,6 +117,7 @@ impl Default for Parts {
             audit: None,
             attach: false,
             staging: "256MiB".into(),
+            policy: None,
             qemu: vec!["-no-reboot".into()],
             kernel_words: "panic=-1".into(),
         }
@@ -391,6 +394,10 @@ impl Lab {
             true => r#"tls = { ca = "ca.pem", cert = "node.pem", key = "node.key" }"#,
             false => "unsafe_plaintext = true",
         };
+        let (plugins, policy) = match &self.parts.policy {
+            Some((file, policy)) => (format!("[plugins]\nload = [{file:?}]"), policy.clone()),
+            None => (String::new(), format!("plugin = \"fixed\"\ninterval = {interval}")),
+        };
         let audit = self.parts.audit.map(|n| format!("audit = {{ every = {n} }}")).unwrap_or_default();
         format!(
             r#"name = "{name}"
@@ -398,6 +405,8 @@ staging = {staging}
 heartbeat = "20ms"
 detection = {detection}
 {audit}
+
+{plugins}
 
 [guest]
 plugin = "qemu"
@@ -419,8 +428,7 @@ peer = {peer}
 {security}
 
 [policy]
-plugin = "fixed"
-interval = {interval}
+{policy}
 
 [arbiter]
 plugin = "shared-file"

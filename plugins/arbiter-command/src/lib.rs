@@ -65,8 +65,8 @@ aventine_api::inventory::submit! {
         name: "command",
         version: env!("CARGO_PKG_VERSION"),
         summary: "A program of one's own, such as a fence agent, decides",
-        validate: |text| Settings::parse(text).map(drop),
-        factory: Factory::Arbiter(|text, context| {
+        validate: &|text| Settings::parse(text).map(drop),
+        factory: Factory::Arbiter(&|text, context| {
             let settings = Settings::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Command::new(settings, &context)))
         }),

@@ -51,8 +51,8 @@ aventine_api::inventory::submit! {
         name: "etcd",
         version: env!("CARGO_PKG_VERSION"),
         summary: "The first to create a key in an etcd cluster",
-        validate: |text| Settings::parse(text).map(drop),
-        factory: Factory::Arbiter(|text, context| {
+        validate: &|text| Settings::parse(text).map(drop),
+        factory: Factory::Arbiter(&|text, context| {
             let settings = Settings::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Etcd::new(settings, &context)?))
         }),

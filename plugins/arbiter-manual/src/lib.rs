@@ -37,8 +37,8 @@ aventine_api::inventory::submit! {
         name: "manual",
         version: env!("CARGO_PKG_VERSION"),
         summary: "A person decides who owns the guest",
-        validate: |text| parse(text).map(drop),
-        factory: Factory::Arbiter(|text, context| {
+        validate: &|text| parse(text).map(drop),
+        factory: Factory::Arbiter(&|text, context| {
             let decision = parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Manual::new(decision, &context)))
         }),

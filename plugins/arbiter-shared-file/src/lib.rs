@@ -43,8 +43,8 @@ aventine_api::inventory::submit! {
         name: "shared-file",
         version: env!("CARGO_PKG_VERSION"),
         summary: "The first to link a file in a directory that both hosts see",
-        validate: |text| parse(text).map(drop),
-        factory: Factory::Arbiter(|text, context| {
+        validate: &|text| parse(text).map(drop),
+        factory: Factory::Arbiter(&|text, context| {
             let path = parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(SharedFile::new(&path, &context)?))
         }),

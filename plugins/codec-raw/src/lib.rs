@@ -26,8 +26,8 @@ aventine_api::inventory::submit! {
         name: "raw",
         version: env!("CARGO_PKG_VERSION"),
         summary: "Pages as they are",
-        validate,
-        factory: Factory::Codec(|_text, _context| Ok(Box::new(Raw::default()))),
+        validate: &validate,
+        factory: Factory::Codec(&|_text, _context| Ok(Box::new(Raw::default()))),
     }
 }
 

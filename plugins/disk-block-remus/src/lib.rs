@@ -60,8 +60,8 @@ aventine_api::inventory::submit! {
         name: "block-remus",
         version: env!("CARGO_PKG_VERSION"),
         summary: "a local image whose writes reach the standby's image by epoch",
-        validate: |text| config::parse(text).map(drop),
-        factory: Factory::Disk(|text, context| {
+        validate: &|text| config::parse(text).map(drop),
+        factory: Factory::Disk(&|text, context| {
             let settings = config::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(BlockRemus::new(settings, context)?))
         }),

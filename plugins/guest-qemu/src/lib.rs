@@ -72,8 +72,8 @@ inventory::submit! {
         name: "qemu",
         version: env!("CARGO_PKG_VERSION"),
         summary: "Stock QEMU, controlled through QMP",
-        validate,
-        factory: Factory::Guest(make),
+        validate: &validate,
+        factory: Factory::Guest(&make),
     }
 }
 

@@ -28,8 +28,8 @@ inventory::submit! {
         name: "ifb",
         version: env!("CARGO_PKG_VERSION"),
         summary: "holds frames in the kernel, by sch_plug at an IFB to which the guest's tap is redirected",
-        validate: |config| Settings::parse(config).map(drop),
-        factory: Factory::Network(|config, context| Ok(Box::new(detour::make(config, context)?))),
+        validate: &|config| Settings::parse(config).map(drop),
+        factory: Factory::Network(&|config, context| Ok(Box::new(detour::make(config, context)?))),
     }
 }
 

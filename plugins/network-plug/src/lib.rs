@@ -26,8 +26,8 @@ inventory::submit! {
         name: "plug",
         version: env!("CARGO_PKG_VERSION"),
         summary: "holds frames in the kernel, by sch_plug at the device by which the guest's frames leave",
-        validate: |config| Settings::parse(config).map(drop),
-        factory: Factory::Network(|config, context| Ok(Box::new(egress::make(config, context)?))),
+        validate: &|config| Settings::parse(config).map(drop),
+        factory: Factory::Network(&|config, context| Ok(Box::new(egress::make(config, context)?))),
     }
 }
 

@@ -56,8 +56,8 @@ inventory::submit! {
         name: "userspace",
         version: env!("CARGO_PKG_VERSION"),
         summary: "holds frames in this process, between a QEMU stream netdev and a tap or a unix stream socket",
-        validate: |config| Settings::parse(config).map(drop),
-        factory: Factory::Network(|config, context| Ok(Box::new(Userspace::new(config, context)?))),
+        validate: &|config| Settings::parse(config).map(drop),
+        factory: Factory::Network(&|config, context| Ok(Box::new(Userspace::new(config, context)?))),
     }
 }
 

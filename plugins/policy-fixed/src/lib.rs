@@ -21,8 +21,8 @@ aventine_api::inventory::submit! {
         name: "fixed",
         version: env!("CARGO_PKG_VERSION"),
         summary: "Epochs of one length",
-        validate: |text| Fixed::parse(text).map(drop),
-        factory: Factory::Policy(|text, _context| {
+        validate: &|text| Fixed::parse(text).map(drop),
+        factory: Factory::Policy(&|text, _context| {
             Ok(Box::new(Fixed::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?))
         }),
     }

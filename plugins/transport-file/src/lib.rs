@@ -37,8 +37,8 @@ aventine_api::inventory::submit! {
         name: "file",
         version: env!("CARGO_PKG_VERSION"),
         summary: "Writes the checkpoint stream to a file, for `aventine replay`; protects nothing",
-        validate: |text| parse_config::<Keys>(text).map(drop),
-        factory: Factory::Transport(|text, context| {
+        validate: &|text| parse_config::<Keys>(text).map(drop),
+        factory: Factory::Transport(&|text, context| {
             let keys: Keys = parse_config(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Recorder { path: context.config_dir.join(keys.path) }))
         }),

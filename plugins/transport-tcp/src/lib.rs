@@ -62,8 +62,8 @@ aventine_api::inventory::submit! {
         name: "tcp",
         version: env!("CARGO_PKG_VERSION"),
         summary: "One TCP connection for each channel, with TLS 1.3",
-        validate: |text| Settings::parse(text).map(drop),
-        factory: Factory::Transport(|text, context| {
+        validate: &|text| Settings::parse(text).map(drop),
+        factory: Factory::Transport(&|text, context| {
             let settings = Settings::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             let security = match &settings.tls {
                 Some(files) => Security::Tls(

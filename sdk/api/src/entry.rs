@@ -44,8 +44,12 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Makes a plugin from its configuration text, which [`PluginEntry::validate`] has accepted.
-type Make<T> = fn(config: &str, context: Context) -> Result<Box<T>, PluginError>;
+/// Makes a plugin from its configuration text, which [`PluginEntry::validate`] has accepted. A reference, not a plain
+/// function: what makes a loaded plugin knows where it was loaded from.
+type Make<T> = &'static (dyn Fn(&str, Context) -> Result<Box<T>, PluginError> + Send + Sync);
+
+/// Checks a plugin's configuration text.
+type Validate = &'static (dyn Fn(&str) -> Result<(), ConfigError> + Send + Sync);
 
 /// How to make a plugin of each kind.
 #[derive(Clone, Copy)]
@@ -90,7 +94,7 @@ pub struct PluginEntry {
     /// One line for `aventine plugins`.
     pub summary: &'static str,
     /// Checks the plugin's configuration text (TOML, without the `plugin` and `id` keys). Pure: touches nothing.
-    pub validate: fn(config: &str) -> Result<(), ConfigError>,
+    pub validate: Validate,
     /// Makes the plugin.
     pub factory: Factory,
 }

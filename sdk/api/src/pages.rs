@@ -47,6 +47,22 @@ impl PageBitmap {
         self.pages
     }
 
+    /// The bits, 64 to a word, the lowest first. Bits past the last page are clear.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Sets every bit that is set in `words`, as [`PageBitmap::words`] of as many pages gives them.
+    ///
+    /// # Panics
+    /// When `words` are those of another number of pages.
+    pub fn merge_words(&mut self, words: &[u64]) {
+        assert_eq!(self.words.len(), words.len(), "bitmaps cover the same pages");
+        for (a, b) in self.words.iter_mut().zip(words) {
+            *a |= b;
+        }
+    }
+
     /// Sets `count` bits from `first` on.
     ///
     /// # Panics
@@ -81,9 +97,7 @@ impl PageBitmap {
     /// Sets every bit that is set in `other`, which covers as many pages.
     pub fn merge(&mut self, other: &PageBitmap) {
         assert_eq!(self.pages, other.pages, "bitmaps cover the same pages");
-        for (a, b) in self.words.iter_mut().zip(&other.words) {
-            *a |= b;
-        }
+        self.merge_words(&other.words);
     }
 
     /// The set bits as runs of `(first page, pages)`, ascending, each as long as possible.

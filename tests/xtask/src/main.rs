@@ -104,6 +104,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::LAB)?;
     machine::install(machine::TESTS)?;
     cargo(&["build", "--package", "aventine", "--package", "aventine-e2e"])?;
+    cargo(&["build", "--package", "aventine-so", "--examples"])?;
     let guest = guest::make()?;
     let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
     // Here rather than in the first test that needs it, which would take the longer for it.
@@ -115,6 +116,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     };
     runner.args(options).current_dir(root());
     runner.env("AVENTINE_PROGRAM", target().join("debug/aventine"));
+    runner.env("AVENTINE_SHARED_OBJECTS", target().join("debug/examples"));
     runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
     // For `cargo test`; nextest has a configuration that knows which tests must be alone.
     runner.env("AVENTINE_WORK", target().join("e2e")).env("RUST_TEST_THREADS", "1");

@@ -90,6 +90,21 @@ fn a_panicked_guest_is_not_resurrected() {
     pair.standby.wait_for("standing down", LIMIT, |status| status.state == "waiting").unwrap();
 }
 
+/// A policy in a shared object, 10 s after it was asked for the first time.
+#[test]
+fn a_loaded_plugin_that_panics_ends_protection_and_the_guest_runs_on() {
+    let file = given("AVENTINE_SHARED_OBJECTS").join("libpanics.so");
+    let policy = Some((file, "plugin = \"panics\"\nafter = 400".into()));
+    let lab = Lab::new(&Parts { policy, ..parts("panics") }).unwrap();
+    let (mut pair, load) = with_load(&lab);
+    pair.primary.wait_for("the end of protection", LIMIT, |status| status.state == "unprotected").unwrap();
+    let detail = pair.primary.status().unwrap().detail;
+    assert!(detail.contains("Plugin policy failed") && detail.contains("panicked"), "{detail}");
+    pair.standby.wait_for("standing down", LIMIT, |status| status.state == "waiting").unwrap();
+    assert_undisturbed(&finish(&lab, load));
+    assert!(pair.primary.log().contains("the plugin panicked: enough epochs"), "{}", pair.primary.log());
+}
+
 /// Ends protection with the command line.
 fn stop(lab: &Lab) {
     let stop = lab.run(Host::A, Site::FIRST, &["stop", "--state-dir", "state"]).unwrap();

@@ -1,0 +1,3 @@
+//! Arbiter plugin `command` as a shared object.
+
+aventine_abi::export_plugin!(aventine_arbiter_command);

@@ -1,0 +1,3 @@
+//! Codec plugin `raw` as a shared object.
+
+aventine_abi::export_plugin!(aventine_codec_raw);

@@ -1,0 +1,3 @@
+//! Disk plugin `block-remus` as a shared object.
+
+aventine_abi::export_plugin!(aventine_disk_block_remus);

@@ -1,0 +1,212 @@
+//! The facades of a transport and of what comes out of it.
+
+use super::answer::{Answer, native};
+use super::edge::{Exported, Reporter};
+use super::host::nanos;
+use super::records::{borrowed, lent};
+use abi_stable::std_types::{RArc, RBox, ROption, RSlice, RSliceMut, RStr, RString, RVec};
+use abi_stable::{StableAbi, sabi_trait};
+use aventine_api::{Channel, ChannelRx, ChannelTx, Host, Link, LinkAbort, Listener, PluginError, Transport};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// [`Transport`]
+#[sabi_trait]
+pub trait TransportV1: Send {
+    fn connect(&mut self, limit: u64) -> Answer<LinkBox>;
+    fn listen(&mut self, routes: RVec<RString>) -> Answer<ListenerBox>;
+}
+
+/// [`Listener`]
+#[sabi_trait]
+pub trait ListenerV1: Send {
+    fn accept(&mut self, limit: u64) -> Answer<ROption<LinkBox>>;
+}
+
+/// [`Link`]
+#[sabi_trait]
+pub trait LinkV1: Send {
+    fn open(&mut self, name: RStr<'_>, route: ROption<RStr<'_>>, limit: u64) -> Answer<ChannelV1>;
+    fn aborter(&self) -> Answer<AbortArc>;
+    fn peer(&self) -> Answer<RString>;
+}
+
+/// [`LinkAbort`]
+#[sabi_trait]
+pub trait AbortV1: Send + Sync {
+    fn abort(&self) -> Answer<()>;
+}
+
+/// [`ChannelTx`]
+#[sabi_trait]
+pub trait ChannelTxV1: Send {
+    fn send(&mut self, parts: RSlice<'_, RSlice<'_, u8>>) -> Answer<()>;
+}
+
+/// [`ChannelRx`]
+#[sabi_trait]
+pub trait ChannelRxV1: Send {
+    fn recv(&mut self, buf: RSliceMut<'_, u8>) -> Answer<()>;
+}
+
+/// [`Channel`]
+#[derive(StableAbi)]
+#[repr(C)]
+pub struct ChannelV1 {
+    pub tx: ChannelTxV1_TO<'static, RBox<()>>,
+    pub rx: ChannelRxV1_TO<'static, RBox<()>>,
+}
+
+pub(super) type TransportBox = TransportV1_TO<'static, RBox<()>>;
+type ListenerBox = ListenerV1_TO<'static, RBox<()>>;
+type LinkBox = LinkV1_TO<'static, RBox<()>>;
+type AbortArc = AbortV1_TO<'static, RArc<()>>;
+
+impl TransportV1 for Exported<Box<dyn Transport>> {
+    fn connect(&mut self, limit: u64) -> Answer<LinkBox> {
+        let limit = Duration::from_nanos(limit);
+        let link = self.call(|t| t.connect(limit));
+        link.map(|l| LinkV1_TO::from_value(self.part(l), sabi_trait::TD_Opaque))
+    }
+
+    fn listen(&mut self, routes: RVec<RString>) -> Answer<ListenerBox> {
+        let routes: Vec<String> = routes.into_iter().map(RString::into_string).collect();
+        let listener = self.call(|t| t.listen(&routes));
+        listener.map(|l| ListenerV1_TO::from_value(self.part(l), sabi_trait::TD_Opaque))
+    }
+}
+
+impl ListenerV1 for Exported<Box<dyn Listener>> {
+    fn accept(&mut self, limit: u64) -> Answer<ROption<LinkBox>> {
+        let limit = Duration::from_nanos(limit);
+        let link = self.call(|l| l.accept(limit));
+        link.map(|l| l.map(|l| LinkV1_TO::from_value(self.part(l), sabi_trait::TD_Opaque)).into())
+    }
+}
+
+impl LinkV1 for Exported<Box<dyn Link>> {
+    fn open(&mut self, name: RStr<'_>, route: ROption<RStr<'_>>, limit: u64) -> Answer<ChannelV1> {
+        let (route, limit) = (route.into_option().map(|r| r.as_str()), Duration::from_nanos(limit));
+        let channel = self.call(|l| l.open(name.as_str(), route, limit));
+        channel.map(|(tx, rx)| ChannelV1 {
+            tx: ChannelTxV1_TO::from_value(self.part(tx), sabi_trait::TD_Opaque),
+            rx: ChannelRxV1_TO::from_value(self.part(rx), sabi_trait::TD_Opaque),
+        })
+    }
+
+    fn aborter(&self) -> Answer<AbortArc> {
+        self.ask(|l| AbortV1_TO::from_ptr(RArc::new(Exported::new(l.aborter())), sabi_trait::TD_Opaque))
+    }
+
+    fn peer(&self) -> Answer<RString> {
+        self.ask(|l| l.peer().into())
+    }
+}
+
+/// Stays callable when the rest of the plugin is dead: what waits on the link must be let go.
+impl AbortV1 for Exported<Arc<dyn LinkAbort>> {
+    fn abort(&self) -> Answer<()> {
+        self.ask(|a| a.abort())
+    }
+}
+
+impl ChannelTxV1 for Exported<Box<dyn ChannelTx>> {
+    fn send(&mut self, parts: RSlice<'_, RSlice<'_, u8>>) -> Answer<()> {
+        self.call(|tx| borrowed(parts, |parts| tx.send(parts)))
+    }
+}
+
+impl ChannelRxV1 for Exported<Box<dyn ChannelRx>> {
+    fn recv(&mut self, mut buf: RSliceMut<'_, u8>) -> Answer<()> {
+        self.call(|rx| rx.recv(buf.as_mut_slice()))
+    }
+}
+
+pub(super) struct ImportedTransport {
+    object: TransportBox,
+    host: Arc<dyn Host>,
+}
+
+impl ImportedTransport {
+    pub(super) fn new(object: TransportBox, host: &Arc<dyn Host>) -> ImportedTransport {
+        ImportedTransport { object, host: Arc::clone(host) }
+    }
+}
+
+impl Transport for ImportedTransport {
+    fn connect(&mut self, limit: Duration) -> Result<Box<dyn Link>, PluginError> {
+        import_link(native(self.object.connect(nanos(limit)))?, &self.host)
+    }
+
+    fn listen(&mut self, routes: &[String]) -> Result<Box<dyn Listener>, PluginError> {
+        let object = native(self.object.listen(routes.iter().map(|r| r.as_str().into()).collect()))?;
+        Ok(Box::new(ImportedListener { object, host: Arc::clone(&self.host) }))
+    }
+}
+
+struct ImportedListener {
+    object: ListenerBox,
+    host: Arc<dyn Host>,
+}
+
+impl Listener for ImportedListener {
+    fn accept(&mut self, limit: Duration) -> Result<Option<Box<dyn Link>>, PluginError> {
+        let link = native(self.object.accept(nanos(limit)))?.into_option();
+        link.map(|link| import_link(link, &self.host)).transpose()
+    }
+}
+
+struct ImportedLink {
+    object: LinkBox,
+    aborter: Arc<ImportedAbort>,
+    peer: String,
+}
+
+fn import_link(object: LinkBox, host: &Arc<dyn Host>) -> Result<Box<dyn Link>, PluginError> {
+    let aborter = ImportedAbort { object: native(object.aborter())?, reporter: Reporter::new(host) };
+    let peer = native(object.peer())?.into_string();
+    Ok(Box::new(ImportedLink { object, aborter: Arc::new(aborter), peer }))
+}
+
+impl Link for ImportedLink {
+    fn open(&mut self, name: &str, route: Option<&str>, limit: Duration) -> Result<Channel, PluginError> {
+        let route = route.map(RStr::from).into();
+        let channel = native(self.object.open(name.into(), route, nanos(limit)))?;
+        Ok((Box::new(ImportedTx(channel.tx)), Box::new(ImportedRx(channel.rx))))
+    }
+
+    fn aborter(&self) -> Arc<dyn LinkAbort> {
+        Arc::clone(&self.aborter) as Arc<dyn LinkAbort>
+    }
+
+    fn peer(&self) -> String {
+        self.peer.clone()
+    }
+}
+
+struct ImportedAbort {
+    object: AbortArc,
+    reporter: Reporter,
+}
+
+impl LinkAbort for ImportedAbort {
+    fn abort(&self) {
+        self.reporter.or(self.object.abort(), ());
+    }
+}
+
+struct ImportedTx(ChannelTxV1_TO<'static, RBox<()>>);
+
+impl ChannelTx for ImportedTx {
+    fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError> {
+        native(lent(parts, |parts| self.0.send(parts)))
+    }
+}
+
+struct ImportedRx(ChannelRxV1_TO<'static, RBox<()>>);
+
+impl ChannelRx for ImportedRx {
+    fn recv(&mut self, buf: &mut [u8]) -> Result<(), PluginError> {
+        native(self.0.recv(RSliceMut::from_mut_slice(buf)))
+    }
+}
