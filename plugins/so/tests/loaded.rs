@@ -62,9 +62,12 @@ impl io::Write for Log {
     }
 }
 
-const BUILT_IN: [(&str, Kind, &str); 10] = [
+const BUILT_IN: [(&str, Kind, &str); 13] = [
     ("aventine_guest_qemu", Kind::Guest, "qemu"),
     ("aventine_network_userspace", Kind::Network, "userspace"),
+    ("aventine_network_plug", Kind::Network, "plug"),
+    ("aventine_network_ifb", Kind::Network, "ifb"),
+    ("aventine_transport_file", Kind::Transport, "file"),
     ("aventine_disk_block_remus", Kind::Disk, "block-remus"),
     ("aventine_transport_tcp", Kind::Transport, "tcp"),
     ("aventine_policy_fixed", Kind::Policy, "fixed"),

@@ -103,8 +103,8 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::DEMO)?;
     machine::install(machine::LAB)?;
     machine::install(machine::TESTS)?;
-    cargo(&["build", "--package", "aventine", "--package", "aventine-e2e"])?;
-    cargo(&["build", "--package", "aventine-so", "--examples"])?;
+    // As the test runner does it, the program and the shared objects included, so that it finds everything built.
+    cargo(&["test", "--no-run", "--quiet", "--workspace"])?;
     let guest = guest::make()?;
     let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
     // Here rather than in the first test that needs it, which would take the longer for it.

@@ -1,0 +1,3 @@
+//! Network plugin `ifb` as a shared object.
+
+aventine_abi::export_plugin!(aventine_network_ifb);
