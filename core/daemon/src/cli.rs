@@ -108,7 +108,7 @@ Each codec runs with each policy. A trace is made by `aventine protect` with `pl
         json: bool,
     },
     /// Measure plugins against the same work without them
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  aventine bench network")]
     Bench(Bench),
     /// List the plugins
     #[command(
@@ -221,27 +221,6 @@ pub(crate) struct Demo {
     pub(crate) work: PathBuf,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_well_formed_and_documented() {
-        let mut cli = Cli::command();
-        cli.build();
-        cli.clone().debug_assert();
-        for command in cli.get_subcommands().filter(|c| c.get_name() != "help") {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(
-                help.contains(&format!("aventine {}", command.get_name())),
-                "{}: {help}",
-                command.get_name()
-            );
-        }
-    }
-}
-
 /// What can be measured.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
@@ -266,4 +245,25 @@ measured in turn. Needs root; `plug` and `ifb` need the kernel's sch_plug.")]
         #[arg(long)]
         json: bool,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_documented() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands().filter(|c| c.get_name() != "help") {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(
+                help.contains(&format!("aventine {}", command.get_name())),
+                "{}: {help}",
+                command.get_name()
+            );
+        }
+    }
 }

@@ -195,3 +195,10 @@ impl NetworkBench for Sockets {
 }
 
 aventine_conformance::network!(Sockets);
+
+/// The same on Debian's kernel.
+mod in_the_lab {
+    use super::Sockets;
+
+    aventine_conformance::network!(Sockets, in aventine_lab::inside);
+}

@@ -104,7 +104,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::LAB)?;
     machine::install(machine::TESTS)?;
     // As the test runner does it, the program and the shared objects included, so that it finds everything built.
-    cargo(&["test", "--no-run", "--quiet", "--workspace"])?;
+    cargo(&["test", "--no-run", "--workspace"])?;
     let guest = guest::make()?;
     let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
     // Here rather than in the first test that needs it, which would take the longer for it.

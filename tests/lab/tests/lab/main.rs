@@ -5,6 +5,7 @@ mod failover;
 mod hosts;
 mod inside;
 mod nested;
+mod reclaim;
 
 use aventine_lab::{Lab, chain};
 
