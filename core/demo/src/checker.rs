@@ -124,9 +124,14 @@ pub struct Load {
 impl Load {
     /// Begins to write, as fast as answers come. `seed` tells this run's values from another's.
     pub fn start(connection: Connection, seed: u64) -> Load {
+        Load::paced(connection, seed, Duration::ZERO)
+    }
+
+    /// The same, with a pause before each command: what is written must be read back, which takes its time.
+    pub fn paced(connection: Connection, seed: u64, pause: Duration) -> Load {
         let told = Arc::new(Told::default());
         let stop = Arc::new(AtomicBool::new(false));
-        let worker = Worker { connection, seed, attempted: 0, outcome: Outcome::default() };
+        let worker = Worker { connection, seed, pause, attempted: 0, outcome: Outcome::default() };
         let (shared, until) = (Arc::clone(&told), Arc::clone(&stop));
         Load { thread: thread::spawn(move || worker.work(&shared, &until)), told, stop }
     }
@@ -181,6 +186,7 @@ impl Load {
 struct Worker {
     connection: Connection,
     seed: u64,
+    pause: Duration,
     attempted: u64,
     outcome: Outcome,
 }
@@ -218,6 +224,9 @@ impl Worker {
             Write::Increment { counter, .. } => redis::cmd("INCR").arg(counter_name(counter)).take(),
         };
         self.attempted += 1;
+        if !self.pause.is_zero() {
+            thread::sleep(self.pause);
+        }
         self.connection.send_packed_command(&command.get_packed_command())
     }
 

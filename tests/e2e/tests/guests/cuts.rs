@@ -1,8 +1,8 @@
 //! The hosts lose each other though both live.
 
 use crate::common::*;
-use aventine_demo::checker;
-use aventine_demo::lab::{Lab, Pair, Parts, Site};
+use aventine_demo::checker::{self, Load};
+use aventine_demo::lab::{Lab, Pair, Parts, STARTUP, Site};
 use aventine_demo::network::{Cut, Host};
 use aventine_demo::node::{Node, Role};
 use aventine_engine::Status;
@@ -43,7 +43,13 @@ fn cuts_leave_one_owner_and_one_history() {
     let lab = Lab::new(&Parts { detection: "500ms".into(), ..parts("cuts") }).unwrap();
     let mut random = Random::new();
     let mut pair = lab.start().unwrap();
-    let mut client = load(&lab, Site::FIRST);
+    let begin = || {
+        let connection = checker::connect(lab.client(), Site::FIRST.address(), STARTUP).unwrap();
+        let client = Load::paced(connection, 1, Duration::from_micros(500));
+        client.wait_answers(SOME, LIMIT).unwrap();
+        client
+    };
+    let mut client = begin();
     let mut owners = [0, 0];
     for round in 1..=rounds(200) {
         let cut = [Cut::Both, Cut::FromA, Cut::FromB][random.below(3) as usize];
@@ -59,7 +65,7 @@ fn cuts_leave_one_owner_and_one_history() {
         if round % BATCH == 0 {
             assert_undisturbed(&finish(&lab, client));
             checker::forget(lab.client(), Site::FIRST.address(), LIMIT).unwrap();
-            client = load(&lab, Site::FIRST);
+            client = begin();
         }
     }
     println!("the primary won {} times, the standby {} times", owners[0], owners[1]);
