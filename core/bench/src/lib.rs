@@ -1,5 +1,5 @@
 //! Benchmarks: what plugins cost, as a ratio to the same work without them, measured in the same run.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 pub mod network;
 mod wire;

@@ -4,12 +4,11 @@
 //!  guest ══ tap `guest0` ── bridge `br0` ── tap `world0` ══ world
 //! ```
 
-use aventine_network_kernel::{Device, Netlink, NetlinkError};
-use rustix::thread::UnshareFlags;
-use std::fs::{File, OpenOptions};
+use aventine_network_kernel::{
+    Device, Netlink, NetlinkError, enter_namespace, keep_tap, make_bridge, open_tap,
+};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 pub(crate) const GUEST: &str = "guest0";
@@ -19,8 +18,6 @@ const BRIDGE: &str = "br0";
 const QUEUE: u32 = 8192;
 /// Longer than a bridge takes to take up its ports.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Without it a bridge says nothing of its own accord.
-const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 
 /// Why there is nothing to measure on.
 #[derive(Debug, thiserror::Error)]
@@ -75,23 +72,21 @@ pub(crate) fn frame(length: usize) -> Vec<u8> {
 /// From here on this thread, and the threads that it starts, are in a namespace with nothing but a guest and a world. Answers
 /// their ends.
 pub(crate) fn enter() -> Result<(File, World), WireError> {
-    unshare_network().map_err(WireError::Namespace)?;
+    enter_namespace().map_err(WireError::Namespace)?;
     let netlink = &mut Netlink::open()?;
-    Device::make_with(netlink, BRIDGE, "bridge", &[(IFLA_BR_MCAST_SNOOPING, 0)])?;
+    let bridge = make_bridge(netlink, BRIDGE)?;
     let mut ends = Vec::new();
     for name in [GUEST, WORLD] {
-        ends.push(open_tap(name).map_err(|e| WireError::Tap(name, e))?);
-    }
-    let mut bridge = 0;
-    for name in [BRIDGE, GUEST, WORLD] {
+        let failed = |e| WireError::Tap(name, e);
+        let tap = open_tap(name).map_err(failed)?;
+        // It goes with its namespace: the guest's has several users, one after the other.
+        keep_tap(&tap).map_err(failed)?;
+        ends.push(tap);
         let Some(device) = Device::find(netlink, name)? else { continue };
         device.hush(netlink)?;
         device.queue(netlink, QUEUE)?;
         device.up(netlink)?;
-        match name {
-            BRIDGE => bridge = device.index,
-            _ => device.enslave(netlink, bridge)?,
-        }
+        device.enslave(netlink, bridge)?;
     }
     let (Some(world), Some(mut guest)) = (ends.pop(), ends.pop()) else { unreachable!("two taps") };
     let mut world = World(world);
@@ -109,33 +104,4 @@ fn await_bridge(guest: &mut File, world: &mut World) -> Result<(), WireError> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Err(WireError::Silent)
-}
-
-#[allow(unsafe_code)]
-fn unshare_network() -> io::Result<()> {
-    // SAFETY: a new network namespace for this thread; nothing else that threads share is unshared.
-    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?)
-}
-
-/// Opens a tap, which is made if need be and goes with its namespace.
-#[allow(unsafe_code)]
-fn open_tap(name: &str) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-    let file = options.open("/dev/net/tun")?;
-    // SAFETY: all-zero bytes are a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: TUNSETIFF reads an ifreq, which `request` is, with a name that ends in a zero byte.
-    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: TUNSETPERSIST takes a number, not a pointer.
-    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST as _, 1 as libc::c_ulong) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(file)
 }

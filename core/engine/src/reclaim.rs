@@ -1,8 +1,8 @@
 //! What a crash has left of a guest on this host, once nothing runs there any more.
 //!
 //! A guest that this program started dies with it, and the network namespaces and taps are the operator's own: what can be
-//! left are sockets, what network buffers set up in the kernel, the record of a session, and a disk's image between two epochs. The next start deals with all of it;
-//! this is for those who want to know before.
+//! left are sockets, what network buffers set up in the kernel, the record of a session, and a disk's image between two
+//! epochs. The next start deals with all of it; this is for those who want to know before.
 
 use crate::arbiter::{Record, RecordError};
 use crate::parts::{During, Maker, PluginFailure, Reports};

@@ -310,14 +310,16 @@ impl Machine {
         })
     }
 
-    fn announce_when_due(&mut self) -> Result<(), CallError> {
+    fn announce_when_due(&mut self) {
         if self.phase == Phase::Saving || self.announce_at.is_none_or(|at| Instant::now() < at) {
-            return Ok(());
+            return;
         }
         self.announce_at = None;
         let rounds = json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 });
-        let answer = self.qmp.execute(&Command::with("announce-self", &rounds), None);
-        self.checked(answer).map(drop)
+        // A guest that is not announced is found when it speaks. QEMU's end shows at the next look.
+        if let Err(error) = self.qmp.execute(&Command::with("announce-self", &rounds), None) {
+            tracing::warn!(%error, "the guest's addresses could not be announced");
+        }
     }
 
     pub(crate) fn poll(&mut self) -> Result<Option<GuestEvent>, CallError> {
@@ -331,7 +333,7 @@ impl Machine {
             drained.map_err(CallError::Qmp)?;
         }
         if ended.is_none() {
-            self.announce_when_due()?;
+            self.announce_when_due();
         }
         if std::mem::take(&mut self.qmp.seen.panicked) {
             return Ok(Some(GuestEvent::Panicked));

@@ -12,6 +12,7 @@
 //! | `buffer`, `watch` | [`aventine_api::NetworkBuffer`] over any [`Path`] |
 //! | `claim` | one process for each device |
 //! | `settings`, `probe` | the plugins' keys; what this machine lacks |
+//! | `stage` | an empty namespace with taps and bridges, to probe, measure and test in |
 //!
 //! Invariants:
 //! - No frame is let out but by `RELEASE_ONE` for an epoch that was released, or after this side was told that it owns the
@@ -37,6 +38,7 @@ mod netlink;
 mod plug;
 mod probe;
 mod settings;
+mod stage;
 mod watch;
 mod wire;
 
@@ -48,3 +50,4 @@ pub use netlink::{Netlink, NetlinkError};
 pub use plug::{Plug, QdiscInfo, QueueStats};
 pub use probe::{Need, lacking, probe};
 pub use settings::{LIMIT_RANGE, device_name, limit};
+pub use stage::{enter_namespace, keep_tap, make_bridge, open_tap};

@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::filter::Diversion;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::plug::Plug;
-use rustix::thread::UnshareFlags;
+use crate::stage::enter_namespace;
 use std::thread;
 
 /// Something that is missing.
@@ -72,10 +72,8 @@ pub fn lacking(ifb: bool, look: impl FnOnce(&mut Netlink) -> Result<(), PathErro
     lacking
 }
 
-#[allow(unsafe_code)]
 fn try_all(ifb: bool) -> Vec<Need> {
-    // SAFETY: a new network namespace for this thread; nothing else that threads share is unshared.
-    if unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.is_err() {
+    if enter_namespace().is_err() {
         return vec![Need::Right];
     }
     let Ok(mut netlink) = Netlink::open() else { return vec![Need::Right] };

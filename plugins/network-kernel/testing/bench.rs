@@ -11,12 +11,9 @@ use aventine_api::{
 };
 use aventine_conformance::network::NetworkBench;
 use aventine_network_kernel::{Device, Netlink};
-use rustix::thread::UnshareFlags;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::marker::PhantomData;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -25,8 +22,6 @@ use std::time::{Duration, Instant};
 
 /// Longer than a bridge takes to take up its ports.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Without it a bridge says nothing of its own accord.
-const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const GUEST: &str = "guest0";
 const WORLD: &str = "world0";
 
@@ -48,25 +43,13 @@ pub(crate) struct Taps<K> {
 
 /// From here on this thread, and what it starts, is in an empty network namespace.
 pub(crate) fn enter_namespace() {
-    // SAFETY: a new network namespace for this thread; nothing else that threads share is unshared.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("this test needs root");
+    aventine_network_kernel::enter_namespace().expect("this test needs root");
 }
 
 /// Opens a tap, which is made if need be and goes with its last user, and sets it up.
 pub(crate) fn tap(name: &str) -> File {
     load_modules();
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-    let file = options.open("/dev/net/tun").expect("the tun module");
-    // SAFETY: all-zero bytes are a valid ifreq.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: TUNSETIFF reads an ifreq, which `request` is, with a name that ends in a zero byte.
-    let made = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
-    assert_eq!(made, 0, "{name}: {}", std::io::Error::last_os_error());
+    let file = aventine_network_kernel::open_tap(name).unwrap_or_else(|e| panic!("{name}: {e}"));
     let netlink = &mut Netlink::open().unwrap();
     let device = Device::find(netlink, name).unwrap().expect("the tap just made");
     device.hush(netlink).unwrap();
@@ -166,12 +149,9 @@ pub(crate) fn upkeep(name: &str) -> (&'static Upkeep, Premises) {
 /// Makes a bridge of these taps, and waits until it forwards from the first to the last.
 pub(crate) fn bridge(name: &str, taps: &mut [(&str, &mut File)]) {
     let netlink = &mut Netlink::open().unwrap();
-    Device::make_with(netlink, name, "bridge", &[(IFLA_BR_MCAST_SNOOPING, 0)]).expect("the bridge module");
-    let bridge = Device::find(netlink, name).unwrap().expect("the bridge just made");
-    bridge.hush(netlink).unwrap();
-    bridge.up(netlink).unwrap();
+    let bridge = aventine_network_kernel::make_bridge(netlink, name).expect("the bridge module");
     for (tap, _) in taps.iter() {
-        Device::find(netlink, tap).unwrap().expect("the tap").enslave(netlink, bridge.index).unwrap();
+        Device::find(netlink, tap).unwrap().expect("the tap").enslave(netlink, bridge).unwrap();
     }
     let mut frame = [[0x52, 0x54, 0, 0xa7, 0xe0, 0x0f], [0x52, 0x54, 0, 0xa7, 0xe0, 0x0e]].concat();
     frame.extend_from_slice(&[0x88, 0xb6]);

@@ -9,7 +9,8 @@
 //! frames are kept here.
 //!
 //! An announcement is a broadcast RARP frame, as QEMU's own: switches learn from its source where the address is, and
-//! nobody answers it. The standby's is a request and the primary's a reply, so that neither answers its own kind.
+//! nobody answers it. That of a standby which suspects is a request, that of the side which runs the guest a reply: only the
+//! first is answered, and not by a side that has lost the guest without knowing it yet, once the other has taken it over.
 //! Addresses are learned from the frames that the guest sends.
 
 use std::collections::VecDeque;

@@ -348,7 +348,8 @@ impl Plumbing {
                 "frames are repeated for the guest that is taken over"
             );
             self.addresses = addresses;
-            self.announce(By::Standby);
+            // As the one that runs the guest: an old primary that lives must not draw the frames back.
+            self.announce(By::Primary);
         }
         self.buffer.activate(repeat.from_guest);
         if self.buffer.mode() == Mode::Passing {

@@ -104,6 +104,22 @@ fn every_built_in_loads_and_complains_at_the_key() {
 }
 
 #[test]
+fn a_loaded_recorder_says_that_nobody_answers() {
+    let dir = TempDir::new().unwrap();
+    let Factory::Transport(make) = load("aventine_transport_file").unwrap()[0].factory else {
+        panic!("a transport")
+    };
+    let mut transport = make("path = 'a.trace'", context(dir.path(), &Arc::default())).unwrap();
+    let mut link = transport.connect(Duration::ZERO).unwrap();
+    assert!(!link.answers(), "the engine would wait for a standby");
+    let (mut tx, _rx) = link.open("control", None, Duration::ZERO).unwrap();
+    tx.send(&[b"bytes"]).unwrap();
+    assert!(std::fs::read(dir.path().join("a.trace")).unwrap().ends_with(b"bytes"));
+    link.aborter().abort();
+    assert_eq!(tx.send(&[b"late"]).unwrap_err().code(), ErrorCode::PeerLost);
+}
+
+#[test]
 fn a_loaded_codec_encodes_without_copying_a_page() {
     let dir = TempDir::new().unwrap();
     let Factory::Codec(make) = load("aventine_codec_raw").unwrap()[0].factory else { panic!("a codec") };

@@ -29,6 +29,7 @@ pub trait LinkV1: Send {
     fn open(&mut self, name: RStr<'_>, route: ROption<RStr<'_>>, limit: u64) -> Answer<ChannelV1>;
     fn aborter(&self) -> Answer<AbortArc>;
     fn peer(&self) -> Answer<RString>;
+    fn answers(&self) -> Answer<bool>;
 }
 
 /// [`LinkAbort`]
@@ -101,6 +102,10 @@ impl LinkV1 for Exported<Box<dyn Link>> {
     fn peer(&self) -> Answer<RString> {
         self.ask(|l| l.peer().into())
     }
+
+    fn answers(&self) -> Answer<bool> {
+        self.ask(|l| l.answers())
+    }
 }
 
 /// Stays callable when the rest of the plugin is dead: what waits on the link must be let go.
@@ -160,12 +165,14 @@ struct ImportedLink {
     object: LinkBox,
     aborter: Arc<ImportedAbort>,
     peer: String,
+    answers: bool,
 }
 
 fn import_link(object: LinkBox, host: &Arc<dyn Host>) -> Result<Box<dyn Link>, PluginError> {
     let aborter = ImportedAbort { object: native(object.aborter())?, reporter: Reporter::new(host) };
     let peer = native(object.peer())?.into_string();
-    Ok(Box::new(ImportedLink { object, aborter: Arc::new(aborter), peer }))
+    let answers = native(object.answers())?;
+    Ok(Box::new(ImportedLink { object, aborter: Arc::new(aborter), peer, answers }))
 }
 
 impl Link for ImportedLink {
@@ -181,6 +188,10 @@ impl Link for ImportedLink {
 
     fn peer(&self) -> String {
         self.peer.clone()
+    }
+
+    fn answers(&self) -> bool {
+        self.answers
     }
 }
 
