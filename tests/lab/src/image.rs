@@ -5,8 +5,9 @@
 
 use crate::cpio::Archive;
 use crate::kernel::{self, KernelError};
-use crate::packages::{self, PackageError};
+use crate::packages::{self, Deb, PackageError};
 use crate::run::{self, RunError};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{fs, io};
@@ -64,28 +65,45 @@ pub fn make() -> Result<Image, ImageError> {
     let cache = packages::cache()?;
     let debs = packages::resolve(&cache, KERNEL, &[], &[BUSYBOX])?;
     let key = packages::hash(&(&debs, INIT, MODULES, DIRECTORIES, COMMANDS));
-    let home = cache.join("lab").join(key);
-    let image = Image {
+    let home = boot_files(&cache, "lab", &key, &debs, initrd)?;
+    Ok(Image {
         kernel: home.join("vmlinux"),
         initrd: home.join("initrd"),
         modules: home.join("kernel/lib/modules"),
-        home: home.clone(),
-    };
+        home,
+    })
+}
+
+/// Makes what a machine boots from Debian's packages, unless it is there already; answers its directory, CACHE/KIND/KEY:
+///
+/// ```text
+/// kernel/ root/     unpacked packages
+/// vmlinux initrd    the kernel, and what `initrd` makes of the packages
+/// ```
+pub fn boot_files<E: From<ImageError>>(
+    cache: &Path,
+    kind: &str,
+    key: &str,
+    debs: &BTreeSet<Deb>,
+    initrd: impl FnOnce(&Path) -> Result<Vec<u8>, E>,
+) -> Result<PathBuf, E> {
+    let home = cache.join(kind).join(key);
     if home.exists() {
-        return Ok(image);
+        return Ok(home);
     }
-    let _lock = packages::lock(&cache, "lab")?;
+    let _lock = packages::lock(cache, kind).map_err(ImageError::from)?;
     if home.exists() {
-        return Ok(image);
+        return Ok(home);
     }
-    eprintln!("Making the lab's kernel and first file system below {}", home.display());
-    let made = cache.join("lab/new");
+    eprintln!("Making {} from {} Debian packages", home.display(), debs.len());
+    let made = cache.join(kind).join("new");
     let _ = fs::remove_dir_all(&made);
-    packages::unpack(&cache, &debs, &made)?;
-    write(&made.join("vmlinux"), &kernel::unpack(&entry(&made.join("kernel/boot"), "vmlinuz-")?)?)?;
+    packages::unpack(cache, debs, &made).map_err(ImageError::from)?;
+    let kernel = kernel::unpack(&entry(&made.join("kernel/boot"), "vmlinuz-")?).map_err(ImageError::from)?;
+    write(&made.join("vmlinux"), &kernel)?;
     write(&made.join("initrd"), &initrd(&made)?)?;
-    fs::rename(&made, &home).map_err(|source| ImageError::File { path: home, source })?;
-    Ok(image)
+    fs::rename(&made, &home).map_err(|source| ImageError::File { path: home.clone(), source })?;
+    Ok(home)
 }
 
 /// Not compressed: unpacking costs the host more than reading.
@@ -115,7 +133,8 @@ fn initrd(made: &Path) -> Result<Vec<u8>, ImageError> {
 }
 
 /// The entry of `dir` whose name begins with `prefix`.
-fn entry(dir: &Path, prefix: &str) -> Result<PathBuf, ImageError> {
+/// The file in a directory whose name begins so.
+pub fn entry(dir: &Path, prefix: &str) -> Result<PathBuf, ImageError> {
     let error = |source| ImageError::File { path: dir.to_owned(), source };
     for entry in fs::read_dir(dir).map_err(error)? {
         let entry = entry.map_err(error)?;
@@ -126,10 +145,12 @@ fn entry(dir: &Path, prefix: &str) -> Result<PathBuf, ImageError> {
     Err(ImageError::NoFile(format!("{}/{prefix}", dir.display())))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
+/// A file's bytes.
+pub fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
     fs::read(path).map_err(|source| ImageError::File { path: path.to_owned(), source })
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+/// Makes a file.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
     fs::write(path, bytes).map_err(|source| ImageError::File { path: path.to_owned(), source })
 }

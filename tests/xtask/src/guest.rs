@@ -7,12 +7,12 @@
 //! ```
 
 use aventine_lab::cpio::Archive;
+use aventine_lab::image::{self, ImageError, entry, read, write};
 use aventine_lab::kernel::{self, KernelError};
 use aventine_lab::packages::{self, PackageError};
 use aventine_lab::run::{self, RunError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{fs, io};
 
 /// Why there is no guest.
 #[derive(Debug, thiserror::Error)]
@@ -23,10 +23,8 @@ pub(crate) enum GuestError {
     Run(#[from] RunError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    #[error("Cannot make {}", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error("No {file} in the packages")]
-    NoFile { file: String },
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }
 
 /// The finished files.
@@ -68,20 +66,8 @@ pub(crate) fn make() -> Result<Guest, GuestError> {
     let cache = packages::cache()?;
     let debs = packages::resolve(&cache, KERNEL, &[REDIS], &OTHERS)?;
     let key = packages::hash(&(&debs, INIT, MODULES, DIRECTORIES, COMMANDS, POWER_BUTTON));
-    let home = cache.join("guest").join(key);
-    let guest = Guest { kernel: home.join("vmlinux"), initrd: home.join("initrd") };
-    let _lock = packages::lock(&cache, "guest")?;
-    if home.exists() {
-        return Ok(guest);
-    }
-    eprintln!("Making the guest from {} Debian packages", debs.len());
-    let made = cache.join("guest/new");
-    let _ = fs::remove_dir_all(&made);
-    packages::unpack(&cache, &debs, &made)?;
-    write(&made.join("vmlinux"), &kernel::unpack(&entry(&made.join("kernel/boot"), "vmlinuz-")?)?)?;
-    write(&made.join("initrd"), &initrd(&made)?)?;
-    fs::rename(&made, &home).map_err(|source| GuestError::File { path: home, source })?;
-    Ok(guest)
+    let home = image::boot_files(&cache, "guest", &key, &debs, initrd)?;
+    Ok(Guest { kernel: home.join("vmlinux"), initrd: home.join("initrd") })
 }
 
 /// `initrd` with one more program in it, as a file beside that program.
@@ -137,25 +123,5 @@ fn libraries(root: &Path, loader: &Path, program: &Path) -> Result<Vec<String>, 
 
 fn library(root: &Path, name: &str) -> Result<PathBuf, GuestError> {
     let found = LIBRARIES.iter().map(|dir| root.join(dir).join(name)).find(|path| path.exists());
-    found.ok_or_else(|| GuestError::NoFile { file: name.to_owned() })
-}
-
-/// The entry of `dir` whose name begins with `prefix`.
-fn entry(dir: &Path, prefix: &str) -> Result<PathBuf, GuestError> {
-    let error = |source| GuestError::File { path: dir.to_owned(), source };
-    for entry in fs::read_dir(dir).map_err(error)? {
-        let entry = entry.map_err(error)?;
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            return Ok(entry.path());
-        }
-    }
-    Err(GuestError::NoFile { file: format!("{}/{prefix}", dir.display()) })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, GuestError> {
-    fs::read(path).map_err(|source| GuestError::File { path: path.to_owned(), source })
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), GuestError> {
-    fs::write(path, bytes).map_err(|source| GuestError::File { path: path.to_owned(), source })
+    Ok(found.ok_or_else(|| ImageError::NoFile(name.to_owned()))?)
 }
