@@ -50,7 +50,9 @@ fn suspecting() -> Rig {
 fn keep(rig: &mut Rig, numbers: std::ops::Range<u32>) {
     let before = rig.plugin.pump.with(|p| p.kept());
     numbers.clone().for_each(|n| send(&mut rig.world, n, 60));
+    let deadline = std::time::Instant::now() + LIMIT;
     while rig.plugin.pump.with(|p| p.kept()) < before + numbers.len() {
+        assert!(std::time::Instant::now() < deadline, "frames of the world are not kept");
         std::thread::yield_now();
     }
 }
