@@ -8,6 +8,8 @@
 //! epoch verbs; beside it the receiver ([`crate::receiver`]), the control channel's reader, the heartbeat, the
 //! arbiter's thread and the disks' own.
 
+mod start;
+
 use crate::EngineError;
 use crate::arbiter::{Answer, Claimant, Record};
 use crate::audit::{self, Checker, Divergence};
@@ -17,19 +19,19 @@ use crate::link::{Heartbeat, STEP, spawn_control_reader};
 use crate::memory::GuestMemory;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report, Reports};
 use crate::primary::Tools;
-use crate::receiver::{self, Buffers, Checkpoint, Image, ReceiveError};
+use crate::receiver::{Buffers, Checkpoint, Image, ReceiveError};
 use crate::roles::{Kept, Stage, TakenOver};
 use crate::silence::{Heard, Silence};
-use crate::wire::{ControlTx, FrameRx, FrameTx, RecordChannelRx};
+use crate::wire::{ControlTx, FrameTx};
 use aventine_api::{Disk, Epoch, ErrorCode, GuestEvent, Link, LinkAbort, PluginError, SessionId, Side};
 use aventine_protocol::{
-    Base, EndReason, Hello, Message, Standby, StandbyAction, StandbyEvent, StandbyState, differences,
+    Base, EndReason, Message, Standby, StandbyAction, StandbyEvent, StandbyState, differences,
 };
+use start::{Threads, await_hello, prepare, spawn_receiver};
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
@@ -440,8 +442,8 @@ impl Session {
         self.step(StandbyEvent::Failed(why), parts)
     }
 
-    /// Brings a committed epoch into memory and the disks, and compares what the audit has of it. A failure leaves a half applied image, and the machine
-    /// then never promotes it.
+    /// Brings a committed epoch into memory and the disks, and compares what the audit has of it. A failure leaves a half
+    /// applied image, and the machine then never promotes it.
     fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), ApplyError> {
         if self.failure.is_some() {
             return Ok(());
@@ -518,25 +520,6 @@ impl Session {
     }
 }
 
-/// The threads of a session: those that read, and the one that may wait for staging memory. Dropping it ends them.
-struct Threads {
-    abort: Arc<dyn LinkAbort>,
-    buffers: Arc<Buffers>,
-    receiver: Option<JoinHandle<()>>,
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        self.abort.abort();
-        self.buffers.close();
-        if let Some(receiver) = self.receiver.take()
-            && receiver.join().is_err()
-        {
-            warn!("the receiver's thread panicked");
-        }
-    }
-}
-
 /// Why a session is over, for a person.
 fn ending(reason: Option<&EndReason>) -> String {
     match reason {
@@ -545,56 +528,4 @@ fn ending(reason: Option<&EndReason>) -> String {
         Some(EndReason::LocalError(why)) => format!("the primary could not go on replicating: {why}"),
         None => "the primary is lost, and the guest is not this side's".to_owned(),
     }
-}
-
-/// The primary's first message.
-fn await_hello(events: &Receiver<Event>) -> Result<Hello, String> {
-    match events.recv_timeout(STEP) {
-        Ok(Event::Message(Message::Hello(hello))) => Ok(hello),
-        Ok(Event::Message(other)) => Err(format!("a primary began with {other:?}")),
-        Ok(Event::ControlLost(e)) => Err(format!("a primary went away during the handshake: {}", e.chain())),
-        Ok(Event::Plugin(Report::Failed(id, e))) => Err(format!("plugin {id} failed: {}", e.chain())),
-        Ok(_) => Err("a plugin was early".to_owned()),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-            Err(format!("a primary connected and said nothing for {STEP:?}"))
-        }
-    }
-}
-
-/// Brings everything into place for the initial copy; answers the pages channel.
-fn prepare(maker: &Maker<'_>, link: &mut dyn Link, parts: &mut Parts) -> Result<FrameRx, PluginFailure> {
-    let transport = &maker.config.transport.id;
-    let (_, pages) = link.open("pages", None, STEP).during(transport, "opening the pages channel")?;
-    for (id, disk) in &mut parts.disks {
-        let name = format!("disk:{id}");
-        let (_, rx) = link.open(&name, None, STEP).during(transport, "opening a disk's channel")?;
-        let rx = RecordChannelRx(FrameRx::new(rx));
-        disk.receive(Box::new(rx)).during(id, "taking the primary's disk")?;
-    }
-    for (id, network) in &mut parts.networks {
-        let name = format!("net:{id}");
-        let (_, rx) = link.open(&name, None, STEP).during(transport, "opening a network's channel")?;
-        let rx = RecordChannelRx(FrameRx::new(rx));
-        network.receive(Box::new(rx)).during(id, "taking the primary's frames")?;
-    }
-    parts.start(maker.state_dir)?;
-    Ok(FrameRx::new(pages))
-}
-
-fn spawn_receiver(
-    rx: FrameRx,
-    image: &Arc<Mutex<Image>>,
-    buffers: &Arc<Buffers>,
-    audit_limit: u64,
-    to_loop: Sender<Event>,
-) -> JoinHandle<()> {
-    let (image, buffers) = (Arc::clone(image), Arc::clone(buffers));
-    thread::spawn(move || {
-        // A loop that has ended needs no more news.
-        let staged = |c| drop(to_loop.send(Event::Checkpoint(c)));
-        let copied = |bytes| drop(to_loop.send(Event::Copied(bytes)));
-        if let Err(error) = receiver::run(rx, &image, &buffers, audit_limit, staged, copied) {
-            let _ = to_loop.send(Event::ReceiverEnded(error));
-        }
-    })
 }
