@@ -266,11 +266,13 @@ impl Staging {
                 if copying { self.apply_copy(&payload) } else { self.keep(payload) }
             }
             kind::COPIED if copying && !copied => {
-                // Under the image's lock: not once the reader has been stopped.
-                if lock(&self.image).is_some() {
+                // Under the image's lock to the end: not once the reader has been stopped.
+                let image = lock(&self.image);
+                if image.is_some() {
                     let failed = |source| FollowError::Marker { path: self.marker.path().to_owned(), source };
                     self.marker.write(Mark::Following).map_err(failed)?;
                 }
+                drop(image);
                 lock(&self.state).copied = true;
                 Ok(())
             }

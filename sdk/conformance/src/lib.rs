@@ -3,14 +3,21 @@
 //! A plugin author writes a *bench*, a small type that makes the plugin and plays its surroundings, and one line:
 //!
 //! ```ignore
-//! aventine_conformance::network!(MyBench);
+//! aventine_conformance::network!(MyBench); // or disk!, guest!
 //! ```
 //!
 //! Each rule of the trait's documentation becomes a test of its own, and a test that fails names the rule, what was seen, and
 //! what a user would suffer from it. The cases know nothing of how a plugin works; they use the trait and the bench alone.
 #![forbid(unsafe_code)]
 
+pub mod disk;
+pub mod guest;
 pub mod network;
+mod table;
+
+#[doc(hidden)]
+pub use table::check;
+pub use table::Rule;
 
 /// A rule that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
