@@ -107,9 +107,12 @@ pub(crate) fn a_new_session_copies_all<B: DiskBench>(_: &str) -> Seen {
 
 pub(crate) fn a_dropped_disk_lets_go<B: DiskBench>(_: &str) -> Seen {
     let mut desk = Desk::<B>::armed(pattern(SIZE, 1))?;
-    desk.wire.stop();
+    desk.wire.change(|s| s.capacity = 0);
     desk.write(0, &pattern(50_000, 2), false)?;
     desk.seal(2)?;
+    if !desk.wire.wait(B::PATIENCE, |s| s.full) {
+        return Err("nothing is sent".to_owned());
+    }
     let Desk { wire, primary, standby, bench, model } = desk;
     let threads = Arc::new(wire);
     let kept = Arc::clone(&threads);

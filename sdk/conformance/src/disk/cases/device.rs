@@ -92,6 +92,8 @@ pub(crate) fn threads_may_write_at_once<B: DiskBench>(_: &str) -> Seen {
                     let fill = [(epoch * 64 + writer * 16 + i) as u8; 9000];
                     let at = (i * 7919 + writer * 300) % 40_000;
                     block.write(at, &fill[..1 + (i as usize * 131) % 9000], false)?;
+                    // And where nobody else does.
+                    block.write(100_000 + (i * 4 + writer) * 1024, &fill[..1024], false)?;
                     if i % 50 == 7 {
                         block.write_zeroes(at, 5000, i % 100 == 7, false)?;
                     }
