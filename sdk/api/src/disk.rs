@@ -32,7 +32,7 @@ pub trait RecordRx: Send {
 ///
 /// A read sees every write that returned before it began.
 pub trait BlockDevice: Send + Sync {
-    /// Bytes of the device. Constant.
+    /// Bytes of the device. Constant; a standby's is known from [`Disk::receive`] on and may be 0 before.
     fn size(&self) -> u64;
     /// Fills `buf` from `offset`.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), PluginError>;
@@ -98,7 +98,8 @@ pub trait Disk: Send {
     /// Primary: how far the initial copy is.
     fn progress(&self) -> DiskProgress;
 
-    /// Primary: the guest is about to be paused; see [`BlockDevice::flush`].
+    /// Primary: the guest is about to be paused; see [`BlockDevice::flush`]. Until [`Disk::seal`] no request waits for the
+    /// channel: the hypervisor waits for all of them.
     fn pausing(&self);
 
     /// Primary, guest paused and drained: all writes so far and not sealed yet belong to `epoch`; puts the barrier
@@ -114,10 +115,12 @@ pub trait Disk: Send {
 
     /// Standby: takes the image from `rx`, on the plugin's own thread. Blocks until the primary has described the
     /// disk; refuses one that does not fit. Reports the barrier of each epoch by [`crate::Host::staged`], failures
-    /// by [`crate::Host::failed`].
+    /// by [`crate::Host::failed`]: a record that has no place there, and an epoch of which a record is missing or
+    /// changed, is `Corrupt`, is never reported as staged and does not reach the image.
     fn receive(&mut self, rx: Box<dyn RecordRx>) -> Result<(), PluginError>;
 
-    /// Standby: `epoch`, whose barrier was reported, is committed. No I/O. Idempotent.
+    /// Standby: `epoch`, whose barrier was reported, is committed; one that was not reported is refused. No I/O.
+    /// Idempotent.
     fn commit(&mut self, epoch: Epoch) -> Result<(), PluginError>;
 
     /// Standby: brings every committed write up to `epoch` into the image, in order. Idempotent, also after an
@@ -125,7 +128,7 @@ pub trait Disk: Send {
     fn apply(&mut self, epoch: Epoch) -> Result<(), PluginError>;
 
     /// Standby: this side now owns the guest, at `epoch`: writes of later epochs are discarded, `epoch` itself is
-    /// applied if it is not yet, and the device becomes writable.
+    /// applied if it is not yet, and the device becomes writable. Refused for an `epoch` that is not committed.
     fn activate(&mut self, epoch: Epoch) -> Result<(), PluginError>;
 
     /// Counters. Never blocks.

@@ -88,34 +88,33 @@ impl BlockV1 for Exported<Arc<dyn BlockDevice>> {
     }
 }
 
-struct ImportedBlock {
-    object: BlockArc,
-    size: u64,
-}
+struct ImportedBlock(BlockArc);
 
 impl BlockDevice for ImportedBlock {
+    /// Asked each time: a standby's is not known before `receive`. A dead plugin's device has no bytes, and any request
+    /// to it is an error.
     fn size(&self) -> u64 {
-        self.size
+        native(self.0.size()).unwrap_or(0)
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), PluginError> {
-        native(self.object.read(offset, RSliceMut::from_mut_slice(buf)))
+        native(self.0.read(offset, RSliceMut::from_mut_slice(buf)))
     }
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), PluginError> {
-        native(self.object.write(offset, RSlice::from_slice(data), fua))
+        native(self.0.write(offset, RSlice::from_slice(data), fua))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool, fua: bool) -> Result<(), PluginError> {
-        native(self.object.write_zeroes(offset, len, may_unmap, fua))
+        native(self.0.write_zeroes(offset, len, may_unmap, fua))
     }
 
     fn trim(&self, offset: u64, len: u64) -> Result<(), PluginError> {
-        native(self.object.trim(offset, len))
+        native(self.0.trim(offset, len))
     }
 
     fn flush(&self) -> Result<(), PluginError> {
-        native(self.object.flush())
+        native(self.0.flush())
     }
 }
 
@@ -195,8 +194,7 @@ impl ImportedDisk {
     pub(super) fn new(object: DiskBox, host: &Arc<dyn Host>) -> Result<ImportedDisk, PluginError> {
         let depth = native(object.depth())?;
         let route = native(object.route())?.into_option().map(RString::into_string);
-        let block = native(object.block())?;
-        let block = Arc::new(ImportedBlock { size: native(block.size())?, object: block });
+        let block = Arc::new(ImportedBlock(native(object.block())?));
         Ok(ImportedDisk { object, reporter: Reporter::new(host), depth, route, block })
     }
 }
