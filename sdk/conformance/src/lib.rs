@@ -14,6 +14,7 @@ pub mod disk;
 pub mod guest;
 pub mod network;
 mod table;
+mod within;
 
 #[doc(hidden)]
 pub use table::check;

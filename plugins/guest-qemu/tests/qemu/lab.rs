@@ -4,51 +4,19 @@ use aventine_api::{
     Attachments, Context, Factory, Guest, GuestEvent, Host, PAGE_SIZE, PageBitmap, PluginEntry, PluginError,
     Region, Side, inventory,
 };
+use crate::bench::program::{self, COUNTING};
 use aventine_guest_qemu as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Pages that the counting guest increments, one after the other, from `FIRST_COUNTER` on.
-pub(crate) const COUNTERS: usize = 128;
-pub(crate) const FIRST_COUNTER: usize = 0x10;
-/// Where it reads sectors 0 to 7 of its disk, one a round.
-pub(crate) const BUFFER: usize = 0x90;
-
-/// ```text
-/// 00        xor ax, ax          ; segments and stack
-/// 02        mov ds, ax
-/// 04        mov ss, ax
-/// 06        mov sp, 0x7c00
-/// 09        mov [drive], dl
-/// 0d round: mov ax, 0x1000
-/// 10 page:  mov es, ax
-/// 12        inc dword es:[0]
-/// 18        add ax, 0x100       ; the next page
-/// 1b        cmp ax, 0x9000
-/// 1e        jb page
-/// 20        mov si, packet      ; read a sector to 0x90000
-/// 23        mov ah, 0x42
-/// 25        mov dl, [drive]
-/// 29        int 0x13
-/// 2b        inc byte [sector]
-/// 2f        and byte [sector], 7
-/// 34        jmp round
-/// 36 drive: db 0
-/// 37 packet: db 16, 0, 1, 0 ; dw 0, 0x9000
-/// 3f sector: dq 0
-/// ```
-const COUNTING: [u8; 0x47] = [
-    0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0, 0xbc, 0x00, 0x7c, 0x88, 0x16, 0x36, 0x7c, 0xb8, 0x00, 0x10, 0x8e,
-    0xc0, 0x26, 0x66, 0xff, 0x06, 0x00, 0x00, 0x05, 0x00, 0x01, 0x3d, 0x00, 0x90, 0x72, 0xf0, 0xbe, 0x37,
-    0x7c, 0xb4, 0x42, 0x8a, 0x16, 0x36, 0x7c, 0xcd, 0x13, 0xfe, 0x06, 0x3f, 0x7c, 0x80, 0x26, 0x3f, 0x7c,
-    0x07, 0xeb, 0xd7, 0x00, 0x10, 0x00, 0x01, 0x00, 0x00, 0x00, 0x00, 0x90, 0, 0, 0, 0, 0, 0, 0, 0,
-];
 /// `mov al, 6; mov dx, 0xcf9; out dx, al; hlt`: a reset of the machine.
 const REBOOTING: [u8; 7] = [0xb0, 0x06, 0xba, 0xf9, 0x0c, 0xee, 0xf4];
 /// `mov ax, 0x2000; mov dx, 0x604; out dx, ax; hlt`: ACPI's power off on QEMU's default machine.
 const SHUTTING_DOWN: [u8; 8] = [0xb8, 0x00, 0x20, 0xba, 0x04, 0x06, 0xef, 0xf4];
+
+pub(crate) use crate::bench::program::{BUFFER, COUNTERS, FIRST_COUNTER, command};
 
 /// What the guest does.
 #[derive(Clone, Copy)]
@@ -58,20 +26,13 @@ pub(crate) enum Program {
     ShutDown,
 }
 
-/// A disk that boots `program`. Its first 8 sectors are all different.
+/// A disk that boots `program`.
 pub(crate) fn boot_disk(program: Program) -> Vec<u8> {
-    let code: &[u8] = match program {
+    program::boot_disk(match program {
         Program::Count => &COUNTING,
         Program::Reboot => &REBOOTING,
         Program::ShutDown => &SHUTTING_DOWN,
-    };
-    let mut disk = (0..8u8).flat_map(|sector| [0x10 + sector; 512]).collect::<Vec<_>>();
-    disk[..512].fill(0);
-    disk[..code.len()].copy_from_slice(code);
-    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
-    // Less than a cylinder is no disk to the firmware.
-    disk.resize(1 << 20, 0);
-    disk
+    })
 }
 
 struct Silent;
@@ -105,12 +66,6 @@ impl std::ops::DerefMut for Lab {
 
 pub(crate) fn entry() -> &'static PluginEntry {
     inventory::iter::<PluginEntry>().find(|e| e.name == "qemu").expect("the plugin is registered")
-}
-
-/// A machine that has nothing which would be refused.
-pub(crate) fn command(extra: &[&str]) -> Vec<String> {
-    let base = ["qemu-system-x86_64", "-accel", "tcg", "-m", "16M", "-nodefaults", "-display", "none"];
-    base.iter().chain(extra).map(|s| (*s).to_owned()).collect()
 }
 
 /// The guest of `command`, not started, in a directory of its own.

@@ -6,9 +6,8 @@ use super::wire::Wire;
 use aventine_api::{BlockDevice, Disk, Epoch, PluginError, Side};
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(super) type Seen = Result<(), String>;
 
@@ -34,20 +33,6 @@ pub(super) fn same(whose: &str, got: &[u8], due: &[u8], when: &str) -> Seen {
         Some(at) => Err(format!("{when}, byte {at} of {whose} is {:#04x}, not {:#04x}", got[at], due[at])),
         None => Ok(()),
     }
-}
-
-/// Waits for what another thread does; a plugin that does not return keeps the thread, not the case.
-pub(super) fn within<T: Send + 'static>(
-    patience: Duration,
-    what: &str,
-    f: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
-    let (tx, rx) = channel();
-    thread::spawn(move || {
-        // Nobody listens any more where the case has given up.
-        let _ = tx.send(f());
-    });
-    rx.recv_timeout(patience).map_err(|_| format!("{what} did not return in {patience:?}"))
 }
 
 /// One side.

@@ -1,7 +1,8 @@
 //! A channel that is slow, stuck, lost, or carries what it should not.
 
 use super::super::DiskBench;
-use super::super::desk::{Desk, SIZE, Seen, done, pattern, within};
+use crate::within::within;
+use super::super::desk::{Desk, SIZE, Seen, done, pattern};
 use aventine_api::{Disengage, Epoch, ErrorCode, MAX_RECORD, RecordHead};
 use std::sync::Arc;
 

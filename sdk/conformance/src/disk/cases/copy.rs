@@ -1,7 +1,8 @@
 //! The initial copy.
 
 use super::super::DiskBench;
-use super::super::desk::{Desk, Half, SIZE, Seen, done, pattern, same, within};
+use crate::within::within;
+use super::super::desk::{Desk, Half, SIZE, Seen, done, pattern, same};
 use super::super::wire::Wire;
 use aventine_api::{Disengage, ErrorCode, Side};
 use std::sync::Arc;
