@@ -1,10 +1,7 @@
 //! A guest that fits into a boot sector, and the machine that it runs in.
 
-/// Pages that the counting guest increments, one after the other, from `FIRST_COUNTER` on.
-pub(crate) const COUNTERS: usize = 128;
+/// The first page of those that the counting guest increments, one after the other.
 pub(crate) const FIRST_COUNTER: usize = 0x10;
-/// Where it reads sectors 0 to 7 of its disk, one a round.
-pub(crate) const BUFFER: usize = 0x90;
 
 /// ```text
 /// 00        xor ax, ax          ; segments and stack

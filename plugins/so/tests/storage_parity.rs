@@ -3,9 +3,12 @@
 
 #[path = "../../disk-block-remus/testing/bench.rs"]
 mod disk_bench;
+#[path = "../../guest-qemu/testing/bench.rs"]
+mod guest_bench;
 
 use aventine_api::{Kind, PluginEntry, inventory};
 use aventine_disk_block_remus as _;
+use aventine_guest_qemu as _;
 use aventine_registry::Trust;
 use std::sync::OnceLock;
 
@@ -69,5 +72,41 @@ mod disk {
         }
 
         aventine_conformance::disk!(Files<Loaded>);
+    }
+}
+
+mod guest {
+    mod adapted {
+        use crate::guest_bench::{Counting, Form};
+        use crate::{Once, adapted};
+        use aventine_api::{Kind, PluginEntry};
+
+        struct Adapted;
+
+        impl Form for Adapted {
+            fn entry() -> &'static PluginEntry {
+                static ENTRY: Once = Once::new();
+                adapted(&ENTRY, Kind::Guest, "qemu")
+            }
+        }
+
+        aventine_conformance::guest!(Counting<Adapted>);
+    }
+
+    mod loaded {
+        use crate::guest_bench::{Counting, Form};
+        use crate::{Once, loaded};
+        use aventine_api::PluginEntry;
+
+        struct Loaded;
+
+        impl Form for Loaded {
+            fn entry() -> &'static PluginEntry {
+                static ENTRY: Once = Once::new();
+                loaded(&ENTRY, "aventine_guest_qemu")
+            }
+        }
+
+        aventine_conformance::guest!(Counting<Loaded>);
     }
 }

@@ -1,7 +1,7 @@
-//! Both sides of a disk in one process, joined by a channel in memory, on real image files.
+//! Both sides of a disk in one process, joined by a channel in memory, on real image files: what the rules of disks
+//! (`tests/conformance.rs`) do not ask of every plugin.
 
 mod faults;
-mod model;
 mod primary;
 mod set_up;
 mod standby;

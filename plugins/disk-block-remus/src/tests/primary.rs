@@ -4,89 +4,6 @@ use aventine_api::Disengage;
 use std::os::unix::fs::FileExt;
 use std::thread;
 
-#[test]
-fn writes_of_any_size_and_overlap_arrive_in_order() {
-    let mut pair = Pair::armed(&pattern(12 * MIB, 1), 64 * MIB);
-    // More than 4 KiB, more than a record, unaligned, over each other, within an epoch and from one to the next.
-    pair.block.write(12_345, &pattern(9 * MIB, 2), false).unwrap();
-    pair.block.write(4096, &pattern(20_000, 3), false).unwrap();
-    pair.block.write(5000, &pattern(3, 4), true).unwrap();
-    pair.block.write(4999, &pattern(2, 5), false).unwrap();
-    pair.seal(2);
-    pair.block.write(4990, &pattern(20, 6), false).unwrap();
-    pair.block.trim(6 * MIB as u64 + 1, 3 * MIB as u64).unwrap();
-    pair.block.write_zeroes(4995, 10, false, true).unwrap();
-    pair.block.write(7 * MIB as u64, &pattern(100, 7), false).unwrap();
-    pair.seal(3);
-    for epoch in [2, 3] {
-        pair.await_staged(epoch);
-        pair.commit(epoch);
-        pair.standby.disk.apply(Epoch(epoch)).unwrap();
-    }
-    pair.assert_same();
-    let stats = pair.primary.disk.stats();
-    assert!(stats.written_bytes > 9 * MIB as u64);
-    assert!(stats.replicated_bytes > stats.written_bytes);
-    assert_eq!(pair.standby.disk.stats().buffered_bytes, 0);
-}
-
-#[test]
-fn a_new_session_brings_a_new_standby_up_to_date() {
-    let mut pair = Pair::armed(&pattern(2 * MIB, 1), 64 * MIB);
-    pair.block.write(1000, &pattern(5000, 2), false).unwrap();
-    pair.seal(2);
-    pair.wire.cut();
-    assert!(matches!(pair.standby.event(), Event::Staged(2) | Event::Failed(ErrorCode::PeerLost, _)));
-    pair.primary.disk.disengage(Disengage::Owner).unwrap();
-    pair.block.write(9000, &pattern(5000, 3), true).unwrap();
-
-    let Pair { mut primary, standby, block, dir, .. } = pair;
-    drop(standby);
-    let standby = Half::open(dir.path(), Side::Standby, STANDBY, 64 * MIB).unwrap();
-    let wire = Arc::new(Wire::default());
-    wire.change(|s| s.capacity = 4);
-    primary.disk.replicate(Box::new(End(wire.clone()))).unwrap();
-    let twice = primary.disk.replicate(Box::new(End(Arc::default()))).unwrap_err();
-    assert_eq!(twice.to_string(), "The disk is already replicated");
-    let mut pair = Pair { primary, standby, wire, block, dir };
-    pair.standby.disk.receive(Box::new(End(pair.wire.clone()))).unwrap();
-    pair.block.write(70_000, &pattern(5000, 4), false).unwrap();
-    pair.finish_copy();
-    pair.epoch(1);
-    pair.assert_same();
-    pair.block.write(3, &pattern(5000, 5), false).unwrap();
-    pair.epoch(2);
-    pair.assert_same();
-}
-
-#[test]
-fn concurrent_overlapping_writes_end_the_same_on_both_sides() {
-    let mut pair = Pair::copying(&pattern(2 * MIB, 1), 64 * MIB);
-    let mut epoch = 0;
-    let mut round = |pair: &mut Pair, seed: u8| {
-        thread::scope(|s| {
-            for writer in 0..4_u8 {
-                let block = &pair.block;
-                s.spawn(move || {
-                    for i in 0..200_u64 {
-                        let fill = [seed ^ writer << 6 ^ i as u8; 9000];
-                        let at = (i * 7919 + u64::from(writer) * 300) % 40_000;
-                        block.write(at, &fill[..1 + (i as usize * 131) % 9000], false).unwrap();
-                        if i % 50 == 7 {
-                            block.write_zeroes(at, 5000, i % 100 == 7, false).unwrap();
-                        }
-                    }
-                });
-            }
-        });
-        pair.finish_copy();
-        epoch += 1;
-        pair.epoch(epoch);
-        pair.assert_same();
-    };
-    (0..5).for_each(|seed| round(&mut pair, seed));
-}
-
 /// Waits until somebody has asked for a lock after the first `before`.
 fn await_asked(device: &Device, before: u64) {
     let start = Instant::now();
@@ -143,19 +60,6 @@ fn the_copy_reads_a_range_only_when_nobody_changes_it() {
         pair.epoch(1);
         pair.assert_same();
     }
-}
-
-#[test]
-fn the_copy_is_live() {
-    // A narrow channel keeps the copy going while the guest writes.
-    let mut pair = Pair::copying(&pattern(16 * MIB, 1), 2 * MIB);
-    for i in 0..300_u64 {
-        pair.block.write((i * 524_287) % (15 * MIB as u64), &pattern(30_000, i as u8), false).unwrap();
-    }
-    pair.finish_copy();
-    pair.epoch(1);
-    pair.assert_same();
-    pair.primary.assert_silent();
 }
 
 #[test]
@@ -289,32 +193,6 @@ fn fua_reaches_stable_storage() {
     assert!(image.is_synced());
     pair.block.write_zeroes(7, 50, true, true).unwrap();
     assert!(image.is_synced());
-}
-
-#[test]
-fn the_owner_goes_on_alone_and_the_other_is_shut_out() {
-    let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
-    pair.primary.disk.disengage(Disengage::Owner).unwrap();
-    pair.primary.disk.disengage(Disengage::Owner).unwrap();
-    pair.block.write(0, b"alone", true).unwrap();
-    assert_eq!(pair.primary.read_all()[..5], *b"alone");
-    assert!(pair.primary.disk.seal(Epoch(2)).is_err());
-    pair.primary.assert_silent();
-
-    let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
-    pair.primary.disk.disengage(Disengage::NotOwner).unwrap();
-    let mut byte = [0];
-    let errors = [
-        pair.block.read(0, &mut byte),
-        pair.block.write(0, b"x", false),
-        pair.block.trim(0, 1),
-        pair.block.write_zeroes(0, 1, true, false),
-        pair.block.flush(),
-    ];
-    for error in errors {
-        assert_eq!(error.unwrap_err().code(), ErrorCode::Io);
-    }
-    assert!(pair.image(PRIMARY) == pattern(MIB, 1));
 }
 
 #[test]

@@ -2,25 +2,6 @@ use super::*;
 use crate::image::Image;
 
 #[test]
-fn nothing_of_an_epoch_is_in_the_image_before_it_is_committed_and_all_of_it_once_applied() {
-    let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
-    let before = pair.image(STANDBY);
-    pair.block.write(100, &pattern(200_000, 2), false).unwrap();
-    pair.seal(2);
-    pair.await_staged(2);
-    pair.standby.disk.apply(Epoch(2)).unwrap();
-    assert!(pair.image(STANDBY) == before, "it is not committed");
-    assert!(pair.standby.disk.stats().buffered_bytes >= 200_000);
-    pair.commit(2);
-    assert!(pair.image(STANDBY) == before, "a commit does no I/O");
-    pair.standby.disk.apply(Epoch(2)).unwrap();
-    pair.assert_same();
-    pair.standby.disk.apply(Epoch(2)).unwrap();
-    pair.standby.disk.commit(Epoch(2)).unwrap();
-    pair.assert_same();
-}
-
-#[test]
 fn an_epoch_that_is_not_here_cannot_be_committed() {
     let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
     let error = pair.standby.disk.commit(Epoch(2)).unwrap_err();
@@ -32,34 +13,6 @@ fn an_epoch_that_is_not_here_cannot_be_committed() {
     assert!(error.chain().contains("1 is the last one committed"), "{}", error.chain());
     pair.standby.disk.activate(Epoch(1)).unwrap();
     assert!(pair.image(STANDBY) == pattern(MIB, 1));
-}
-
-#[test]
-fn taking_over_finishes_what_is_committed_and_drops_the_rest() {
-    let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
-    pair.block.write(0, &pattern(5000, 2), false).unwrap();
-    pair.seal(2);
-    let at_two = pair.image(PRIMARY);
-    pair.block.write(2500, &pattern(5000, 3), false).unwrap();
-    pair.seal(3);
-    pair.block.write(0, &pattern(9000, 4), false).unwrap();
-    pair.await_staged(2);
-    pair.await_staged(3);
-    pair.commit(2);
-
-    let standby = pair.standby.disk.block();
-    assert_eq!(standby.write(0, b"x", false).unwrap_err().code(), ErrorCode::Refused);
-    assert_eq!(standby.trim(0, 1).unwrap_err().code(), ErrorCode::Refused);
-    standby.flush().unwrap();
-    standby.read(0, &mut [0; 16]).unwrap();
-    pair.standby.disk.activate(Epoch(2)).unwrap();
-    assert!(pair.standby.read_all() == at_two);
-    pair.standby.disk.activate(Epoch(2)).unwrap();
-    assert_eq!(pair.standby.disk.stats().buffered_bytes, 0);
-    standby.write(0, b"mine", true).unwrap();
-    standby.write_zeroes(4, 4, true, false).unwrap();
-    standby.flush().unwrap();
-    assert_eq!(pair.image(STANDBY)[..8], *b"mine\0\0\0\0");
 }
 
 #[test]

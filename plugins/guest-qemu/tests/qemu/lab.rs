@@ -16,7 +16,12 @@ const REBOOTING: [u8; 7] = [0xb0, 0x06, 0xba, 0xf9, 0x0c, 0xee, 0xf4];
 /// `mov ax, 0x2000; mov dx, 0x604; out dx, ax; hlt`: ACPI's power off on QEMU's default machine.
 const SHUTTING_DOWN: [u8; 8] = [0xb8, 0x00, 0x20, 0xba, 0x04, 0x06, 0xef, 0xf4];
 
-pub(crate) use crate::bench::program::{BUFFER, COUNTERS, FIRST_COUNTER, command};
+pub(crate) use crate::bench::program::{FIRST_COUNTER, command};
+
+/// Pages that the counting guest increments, from `FIRST_COUNTER` on.
+pub(crate) const COUNTERS: usize = 128;
+/// Where it reads sectors 0 to 7 of its disk, one a round.
+pub(crate) const BUFFER: usize = 0x90;
 
 /// What the guest does.
 #[derive(Clone, Copy)]

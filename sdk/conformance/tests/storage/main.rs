@@ -1,4 +1,6 @@
-//! Each rule of the storage of a guest, its disks and its memory, is broken on purpose and caught by name.
+//! Each rule of what a guest keeps, its disks and its memory, is broken on purpose and caught by name.
 
 mod disk;
 mod faulty_disk;
+mod faulty_guest;
+mod guest;
