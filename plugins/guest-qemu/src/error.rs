@@ -1,6 +1,7 @@
 //! What can go wrong, one type for each operation, and what the engine is to make of it.
 
 use crate::attach::AttachError;
+use crate::firmware::FirmwareError;
 use crate::inject::InjectError;
 use crate::inspect::InspectError;
 use crate::launch::PathError;
@@ -65,6 +66,8 @@ pub(crate) enum StartError {
     #[error(transparent)]
     Inspect(#[from] InspectError),
     #[error(transparent)]
+    Firmware(#[from] FirmwareError),
+    #[error(transparent)]
     Track(#[from] TrackError),
 }
 
@@ -78,7 +81,12 @@ impl From<StartError> for PluginError {
             StartError::Handshake { source, .. } | StartError::Inspect(InspectError::Qmp(source)) => {
                 qmp_code(source)
             }
-            StartError::Lend(source) | StartError::Attach(AttachError::Qmp(source)) => qmp_code(source),
+            StartError::Lend(source)
+            | StartError::Attach(AttachError::Qmp(source))
+            | StartError::Firmware(FirmwareError::Qmp(source)) => qmp_code(source),
+            StartError::Firmware(FirmwareError::Form { .. }) => ErrorCode::Corrupt,
+            StartError::Firmware(FirmwareError::Write(_)) => ErrorCode::Io,
+            StartError::Firmware(_) => ErrorCode::Unavailable,
             StartError::Attach(AttachError::Form { .. }) | StartError::Inspect(InspectError::Form { .. }) => {
                 ErrorCode::Corrupt
             }

@@ -42,6 +42,7 @@
 
 mod attach;
 mod error;
+mod firmware;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;

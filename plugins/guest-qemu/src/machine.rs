@@ -2,6 +2,7 @@
 
 use crate::attach::{self, Attached};
 use crate::error::{ActivateError, CallError, EndedError, StartError, may_be_the_end};
+use crate::firmware;
 use crate::inspect::inspect;
 use crate::launch;
 use crate::memory::GuestMemory;
@@ -120,13 +121,16 @@ impl Machine {
         // Held here too, it would hide QEMU's end.
         drop(theirs);
         let made = set_up(&process, ours, side, &memory, &saved, attachments, deadline);
-        let (qmp, tracker, save_to) = match made {
+        let (mut qmp, tracker, save_to) = match made {
             Ok(parts) => parts,
             Err(error) if may_be_the_end(&error) => {
                 return Err(end_of(&mut process).map_or(error, StartError::Ended));
             }
             Err(error) => return Err(error),
         };
+        if side == Side::Standby {
+            firmware::restore(process.pid(), &mut qmp, options, dir, deadline)?;
+        }
         Ok(Machine {
             process,
             qmp,

@@ -16,9 +16,9 @@ pub mod network;
 mod table;
 mod within;
 
+pub use table::Rule;
 #[doc(hidden)]
 pub use table::check;
-pub use table::Rule;
 
 /// A rule that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

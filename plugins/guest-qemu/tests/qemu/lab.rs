@@ -1,10 +1,10 @@
 //! A guest that fits into a boot sector, and the helpers to run it under the plugin as the engine would.
 
+use crate::bench::program::{self, COUNTING};
 use aventine_api::{
     Attachments, Context, Factory, Guest, GuestEvent, Host, PAGE_SIZE, PageBitmap, PluginEntry, PluginError,
     Region, Side, inventory,
 };
-use crate::bench::program::{self, COUNTING};
 use aventine_guest_qemu as _;
 use std::path::Path;
 use std::sync::Arc;

@@ -170,3 +170,21 @@ fn attachments_reach_the_devices_of_the_command() {
     let _ended = nbd.kill();
     nbd.wait().unwrap();
 }
+
+/// The firmware of a guest that was taken over is there when it is needed again.
+#[test]
+fn a_guest_that_was_taken_over_can_reboot() {
+    let mut primary = boot(Side::Primary, Program::Reboot);
+    let mut replica = Replica::new(&*primary);
+    replica.copy_all(&mut *primary);
+    ok(primary.resume());
+    assert_eq!(next_event(&mut *primary), GuestEvent::Rebooted);
+    replica.checkpoint(&mut *primary);
+    ok(primary.kill());
+    let mut standby = boot(Side::Standby, Program::Reboot);
+    fill(&standby, &replica.image);
+    ok(standby.activate(&replica.state));
+    for _ in 0..3 {
+        assert_eq!(next_event(&mut *standby), GuestEvent::Rebooted);
+    }
+}

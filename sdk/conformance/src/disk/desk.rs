@@ -164,8 +164,7 @@ impl<B: DiskBench> Desk<B> {
 
     /// Waits until the standby has said that it holds `epoch`.
     pub(super) fn await_staged(&self, epoch: u64) -> Seen {
-        let heard =
-            self.standby.host.wait(B::PATIENCE, |h| h.failed.is_some() || h.staged.contains(&epoch));
+        let heard = self.standby.host.wait(B::PATIENCE, |h| h.failed.is_some() || h.staged.contains(&epoch));
         match heard.failed {
             _ if heard.staged.contains(&epoch) => Ok(()),
             Some((_, why)) => Err(format!("the standby failed before epoch {epoch} was staged: {why}")),

@@ -155,7 +155,9 @@ impl<B: DiskBench> Run<B> {
 
     fn expect_standby(&self, when: &str) -> Seen {
         match self.snapshots.get(&self.applied) {
-            Some(due) => self.desk.expect_standby(due, &format!("{when}, with epoch {} applied", self.applied)),
+            Some(due) => {
+                self.desk.expect_standby(due, &format!("{when}, with epoch {} applied", self.applied))
+            }
             // The copy may be under way.
             None => Ok(()),
         }

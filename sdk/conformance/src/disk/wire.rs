@@ -89,7 +89,6 @@ impl Drop for Wire {
 }
 
 impl Shared {
-
     pub(super) fn change<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         let answer = f(&mut lock(&self.state));
         self.changed.notify_all();

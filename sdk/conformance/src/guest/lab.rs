@@ -119,7 +119,9 @@ impl<B: GuestBench> Lab<B> {
 
     /// Takes up a checkpoint, in the memory that it was written into.
     pub(super) fn activate(&mut self, checkpoint: &Checkpoint) -> Seen {
-        self.memory.fill(&checkpoint.image).map_err(|e| format!("a standby's memory is not writable: {e}"))?;
+        self.memory
+            .fill(&checkpoint.image)
+            .map_err(|e| format!("a standby's memory is not writable: {e}"))?;
         done("`activate`", self.guest.activate(&checkpoint.state))
     }
 }

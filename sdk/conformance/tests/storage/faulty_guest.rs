@@ -318,7 +318,8 @@ impl Guest for Faulty {
             return Ok(Some(GuestEvent::Rebooted));
         }
         let alive = self.alive();
-        if alive || self.killed || self.is(Fault::SaysNothing) || std::mem::replace(&mut self.end_told, true) {
+        if alive || self.killed || self.is(Fault::SaysNothing) || std::mem::replace(&mut self.end_told, true)
+        {
             return Ok(None);
         }
         if let Some(machine) = &self.machine {

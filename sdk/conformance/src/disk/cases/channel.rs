@@ -1,8 +1,8 @@
 //! A channel that is slow, stuck, lost, or carries what it should not.
 
 use super::super::DiskBench;
-use crate::within::within;
 use super::super::desk::{Desk, SIZE, Seen, done, pattern};
+use crate::within::within;
 use aventine_api::{Disengage, Epoch, ErrorCode, MAX_RECORD, RecordHead};
 use std::sync::Arc;
 
@@ -110,7 +110,9 @@ fn expect_refusal<B: DiskBench>(mut desk: Desk<B>, before: &[u8], what: &str) ->
     match heard.failed {
         Some((ErrorCode::Corrupt, _)) => {}
         Some((code, why)) => return Err(format!("{what} is reported as {code:?}, not `Corrupt`: {why}")),
-        None if heard.staged.contains(&2) => return Err(format!("with {what} epoch 2 was reported as staged")),
+        None if heard.staged.contains(&2) => {
+            return Err(format!("with {what} epoch 2 was reported as staged"));
+        }
         None => return Err(format!("{what} is not reported")),
     }
     if desk.standby.host.heard().staged.contains(&2) {

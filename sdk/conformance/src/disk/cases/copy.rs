@@ -1,9 +1,9 @@
 //! The initial copy.
 
 use super::super::DiskBench;
-use crate::within::within;
 use super::super::desk::{Desk, Half, SIZE, Seen, done, pattern, same};
 use super::super::wire::Wire;
+use crate::within::within;
 use aventine_api::{Disengage, ErrorCode, Side};
 use std::sync::Arc;
 

@@ -45,6 +45,14 @@ fn checkpoint<B: GuestBench>() -> Result<(Checkpoint, Lab<B>), String> {
 }
 
 pub(crate) fn a_checkpoint_lives_on<B: GuestBench>(_: &str) -> Seen {
+    let mut primary = Lab::<B>::primary()?;
+    let first = Checkpoint::full(&mut primary)?;
+    let mut lab = Lab::start(&primary.bench, Side::Standby)?;
+    drop(primary);
+    lab.activate(&first)?;
+    lab.advance("activated where it had not run yet")?;
+    drop(lab);
+
     let (checkpoint, mut lab) = checkpoint::<B>()?;
     let from = checkpoint.progress::<B>();
     lab.activate(&checkpoint)?;
