@@ -1,7 +1,7 @@
 //! What the guest sees of its disk.
 
 use super::super::DiskBench;
-use super::super::desk::{Desk, SIZE, Seen, pattern};
+use super::super::desk::{Desk, SIZE, Seen, done, pattern, same};
 use aventine_api::Side;
 use std::sync::Arc;
 use std::thread;
@@ -30,10 +30,10 @@ pub(crate) fn reads_see_writes<B: DiskBench>(_: &str) -> Seen {
             let mut read = vec![0; len + 2];
             let from = at.saturating_sub(1).min(SIZE - read.len());
             let answer = desk.primary.block.read(from as u64, &mut read);
-            super::super::desk::done(format_args!("reading {} bytes at {from}", read.len()), answer)?;
+            done(format_args!("reading {} bytes at {from}", read.len()), answer)?;
             let due = &desk.model[from..from + read.len()];
             let when = format!("{session}, after a write of {len} bytes at {at}");
-            super::super::desk::same("what is read there", &read, due, &when)?;
+            same("what is read there", &read, due, &when)?;
         }
         desk.expect_primary(session)?;
         if session == "alone" {
@@ -104,7 +104,7 @@ pub(crate) fn threads_may_write_at_once<B: DiskBench>(_: &str) -> Seen {
         });
         for writer in writers.collect::<Vec<_>>() {
             let ended = writer.join().map_err(|_| "a thread that writes panicked".to_owned())?;
-            super::super::desk::done("I/O from several threads", ended)?;
+            done("I/O from several threads", ended)?;
         }
         // Which of two writes came last is the disk's to say.
         desk.model = desk.primary.read()?;

@@ -46,8 +46,7 @@ pub(crate) fn activation_ends_at_its_epoch<B: DiskBench>(_: &str) -> Seen {
         // The primary does not know yet; the channel may have ended, or take what is sent.
         let sent = desk.wire.sent();
         desk.write(0, &pattern(9000, 5), false)?;
-        let sealed = desk.seal(4);
-        drop(sealed);
+        let _either = desk.seal(4);
         desk.wire.pass(sent, B::PATIENCE);
         desk.expect_standby(&at_two, "when more came after `activate(2)`")?;
         let written = desk.standby.writes();
