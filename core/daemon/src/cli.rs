@@ -128,6 +128,22 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Print the JSON Schema of configurations, with which editors complete and check them
+    #[command(after_help = "\
+Examples:
+  aventine schema > aventine.schema.json
+  aventine schema userspace
+  aventine schema --config /etc/aventine/web.toml
+
+Editors with a TOML language server use it for a file that begins with the line
+  #:schema ./aventine.schema.json")]
+    Schema {
+        /// Only the table of this plugin: NAME, or KIND/NAME
+        plugin: Option<String>,
+        /// A configuration file: the plugins of its shared objects are known, too
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Make the keys with which the hosts know each other
     #[command(after_help = "\
 Example:
@@ -219,6 +235,9 @@ pub(crate) struct Demo {
     /// Directory for images, sockets and logs
     #[arg(long, value_name = "DIR", default_value = "aventine-demo")]
     pub(crate) work: PathBuf,
+    /// Use the plugins of the shared objects in this directory, and none that are built in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plugins: Option<PathBuf>,
 }
 
 /// What can be measured.
