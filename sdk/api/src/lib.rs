@@ -46,6 +46,6 @@ pub use host::{Context, Host, Side};
 pub use inventory;
 pub use network::{Disengage, NetAttachment, NetworkBuffer, NetworkStats};
 pub use pages::{PAGE_SIZE, PageBitmap, PageRun, Region};
-pub use policy::{EpochPolicy, EpochStats};
+pub use policy::{EpochPolicy, EpochStats, LONGEST_EPOCH};
 pub use transport::{Channel, ChannelRx, ChannelTx, Link, LinkAbort, Listener, Transport};
 pub use upkeep::{Premises, Upkeep};

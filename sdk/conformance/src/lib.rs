@@ -10,7 +10,16 @@
 //! what a user would suffer from it. The cases know nothing of how a plugin works; they use the trait and the bench alone.
 #![forbid(unsafe_code)]
 
+pub mod arbiter;
+pub mod codec;
+pub mod form;
 pub mod network;
+pub mod policy;
+pub mod recorder;
+mod suite;
+pub mod transport;
+
+pub use suite::Rule;
 
 /// A rule that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

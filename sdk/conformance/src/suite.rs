@@ -1,0 +1,89 @@
+//! What the suites of several kinds share: a rule, and the tests that are made of a table of them.
+
+use crate::Violation;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What a case saw, where that breaks its rule.
+pub(crate) type Seen = Result<(), String>;
+
+/// One rule and its case.
+#[derive(Clone, Copy)]
+pub struct Rule {
+    /// The rule's name.
+    pub name: &'static str,
+    /// What the rule is and what breaking it costs.
+    pub meaning: &'static str,
+    pub(crate) case: fn(&'static str) -> Seen,
+}
+
+impl Rule {
+    /// Tries the rule on a bench of its own.
+    ///
+    /// `module` is the path of the module in which the suite's macro stands.
+    pub fn check(&self, module: &'static str) -> Result<(), Violation> {
+        (self.case)(module).map_err(|seen| Violation { rule: self.name, meaning: self.meaning, seen })
+    }
+}
+
+/// Tries the rule of this name; panics where it is broken.
+pub(crate) fn check(rules: &[Rule], name: &str, module: &'static str) {
+    let rule = rules.iter().find(|r| r.name == name);
+    if let Err(violation) = rule.expect("the macro knows the rules").check(module) {
+        panic!("{violation}");
+    }
+}
+
+/// Calls the plugin, which must not panic.
+pub(crate) fn calmly<T>(what: &str, call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|cause| {
+        let text = cause.downcast_ref::<&str>().map(|t| (*t).to_owned());
+        let text = text.or_else(|| cause.downcast_ref::<String>().cloned());
+        format!("{what} panicked: {}", text.unwrap_or_default())
+    })
+}
+
+/// The name that libtest has for the test `name` in `module`: without the crate.
+pub(crate) fn test_name(module: &'static str, name: &str) -> String {
+    match module.split_once("::") {
+        Some((_, modules)) => format!("{modules}::{name}"),
+        None => name.to_owned(),
+    }
+}
+
+/// The table of a kind's rules: `rules`, `check`, and the macro `$kind!`, which makes a test of each rule and adds the items
+/// behind `and`. Each case is a function of this name in `cases`, given the kind's `Desk`.
+macro_rules! suite {
+    (
+        $d:tt $kind:ident for $bench:ident, $in:ident $(and { $($more:tt)* })?;
+        $($name:ident $meaning:literal)*
+    ) => {
+        /// Every rule, in the order in which an author does best to meet them.
+        pub fn rules<B: $bench>() -> Vec<$crate::Rule> {
+            vec![$($crate::Rule {
+                name: stringify!($name),
+                meaning: $meaning,
+                case: |module| cases::$name::<B>(&mut desk::Desk::start(module)),
+            }),*]
+        }
+
+        /// Tries the rule of this name; panics where it is broken. What the suite's macro calls.
+        pub fn check<B: $bench>(name: &str, module: &'static str) {
+            crate::suite::check(&rules::<B>(), name, module);
+        }
+
+        #[doc = concat!("Makes a test of each rule, on the given [`", stringify!($bench), "`](crate::", stringify!($in), "::", stringify!($bench), ").")]
+        #[macro_export]
+        macro_rules! $kind {
+            ($d bench:ty) => {
+                $(
+                    #[test]
+                    fn $name() {
+                        $crate::$in::check::<$d bench>(stringify!($name), module_path!());
+                    }
+                )*
+                $($($more)*)?
+            };
+        }
+    };
+}
+pub(crate) use suite;

@@ -1,0 +1,3 @@
+//! Each rule is broken on purpose, in a plugin that keeps all others, and caught by name.
+
+mod network;
