@@ -262,3 +262,10 @@ fn of_many_threads_one_side_wins_each_session() {
     });
     assert!(said.iter().all(|owners| *owners == said[0]), "two owners: {said:?}");
 }
+
+#[path = "../testing/bench.rs"]
+mod bench;
+
+mod conformance {
+    aventine_conformance::arbiter!(super::bench::Program<aventine_conformance::form::Native>);
+}

@@ -50,11 +50,11 @@ pub(crate) fn test_name(module: &'static str, name: &str) -> String {
     }
 }
 
-/// The table of a kind's rules: `rules`, `check`, and the macro `$kind!`, which makes a test of each rule and adds the items
-/// behind `and`. Each case is a function of this name in `cases`, given the kind's `Desk`.
+/// The table of a kind's rules: `rules`, `check`, and the macro `$kind!`, which makes a test of each rule, and of the `child`
+/// that is a process of its own. Each case is a function of this name in `cases`, given the kind's `Desk`.
 macro_rules! suite {
     (
-        $d:tt $kind:ident for $bench:ident, $in:ident $(and { $($more:tt)* })?;
+        $d:tt $kind:ident for $bench:ident, $in:ident $(, child $child:ident $deed:ident $started:literal)?;
         $($name:ident $meaning:literal)*
     ) => {
         /// Every rule, in the order in which an author does best to meet them.
@@ -81,7 +81,14 @@ macro_rules! suite {
                         $crate::$in::check::<$d bench>(stringify!($name), module_path!());
                     }
                 )*
-                $($($more)*)?
+                $(
+                    /// Not a case: a process that cases start, and kill.
+                    #[test]
+                    #[ignore = $started]
+                    fn $child() {
+                        $crate::$in::$deed::<$d bench>();
+                    }
+                )?
             };
         }
     };

@@ -49,14 +49,7 @@ pub trait TransportBench: Sized + 'static {
     fn stranger(&mut self, words: &[u8]);
 }
 
-suite! { $ transport for TransportBench, transport and {
-    /// Not a case: a process that the crash's cases start, and kill.
-    #[test]
-    #[ignore = "started by a_killed_standby_is_lost and a_killed_primary_is_lost"]
-    fn peer_that_crashes() {
-        $crate::transport::peer::<$bench>();
-    }
-};
+suite! { $ transport for TransportBench, transport, child peer_that_crashes peer "started by a_killed_standby_is_lost and a_killed_primary_is_lost";
     nobody_there_is_a_time_out
         "`connect` ends at its limit with `TimedOut` where no standby listens: the operator can give up"
     a_primary_waits_for_its_standby
