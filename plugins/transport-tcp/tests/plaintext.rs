@@ -1,7 +1,15 @@
 //! Links without encryption.
 
+#[path = "../testing/bench.rs"]
+mod bench;
 mod common;
 #[path = "common/suite.rs"]
 mod suite;
 
 const TLS: bool = false;
+
+mod conformance {
+    use aventine_conformance::form::Native;
+
+    aventine_conformance::transport!(crate::bench::Hosts<Native, crate::bench::Plaintext>);
+}
