@@ -1,6 +1,6 @@
 //! A bench for the arbiter, in any form: a real etcd.
 
-use super::cluster::{Cluster, own_ip};
+use crate::cluster::{Cluster, own_ip};
 use aventine_api::{Arbiter, Factory, Kind, Side};
 use aventine_conformance::arbiter::ArbiterBench;
 use aventine_conformance::form::{Ears, Form, context};

@@ -1,7 +1,7 @@
 //! A bench for the transport, in any form: two hosts at a loopback address of their own.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 #[path = "keys.rs"]
-#[expect(dead_code, unreachable_pub, reason = "other tests use more of it")]
 mod keys;
 
 use aventine_api::{Factory, Kind, Side, Transport};
