@@ -4,7 +4,6 @@ use super::RecorderBench;
 use super::desk::{Desk, expect_lost, open, receive};
 use crate::suite::Seen;
 use crate::transport::wire::{bytes, send_stream};
-use std::sync::mpsc::TryRecvError;
 use std::thread;
 use std::time::Duration;
 
@@ -59,16 +58,17 @@ pub(super) fn nothing_ever_comes<B: RecorderBench>(desk: &mut Desk<B>) -> Seen {
     let answer = receive(rx);
     for _ in 0..200 {
         tx.send(&[b"is anybody there?"]).map_err(|e| format!("`send` failed: {}", e.chain()))?;
-        thread::yield_now();
-        match answer.try_recv() {
-            Err(TryRecvError::Empty) => {}
-            Ok(Ok(())) => return Err("a byte came, and nobody is there".to_owned()),
-            Ok(Err(e)) => return Err(format!("`recv` ended before the link did: {}", e.chain())),
-            Err(TryRecvError::Disconnected) => return Err("`recv` panicked".to_owned()),
+        if let Ok(early) = answer.try_recv() {
+            let how = early.map_or_else(|e| e.chain(), |()| "a byte came, and nobody is there".to_owned());
+            return Err(format!("`recv` ended before the link did: {how}"));
         }
     }
     link.aborter().abort();
-    Ok(())
+    match answer.recv_timeout(B::PATIENCE) {
+        Ok(Ok(())) => Err("a byte came, and nobody is there".to_owned()),
+        Ok(ended) => expect_lost(ended, "a `recv` that waited"),
+        Err(_) => Err("`recv` did not end with the link, or panicked".to_owned()),
+    }
 }
 
 pub(super) fn abort_wakes_who_waits<B: RecorderBench>(desk: &mut Desk<B>) -> Seen {

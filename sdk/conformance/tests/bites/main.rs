@@ -1,14 +1,19 @@
 //! Each rule is broken on purpose, in a plugin that keeps all others, and caught by name.
 
-//mod arbiter;
+mod arbiter;
 mod codec;
 mod network;
 mod policy;
-//mod recorder;
-//mod transport;
+mod recorder;
+mod transport;
 
 use aventine_conformance::Rule;
 use std::fmt::Debug;
+use std::time::Duration;
+
+/// How long a bench waits for what a broken plugin never does. A sound one is given all the time that it may need: see
+/// [`expect_bites`].
+const HASTE: Duration = Duration::from_millis(500);
 
 /// Why a broken plugin fails.
 #[derive(Debug, thiserror::Error)]
@@ -18,22 +23,22 @@ struct Why(&'static str);
 /// The rule that each fault breaks, in the order of the rules.
 type Broken<F, const N: usize> = [(F, &'static str); N];
 
-/// A plugin without a fault (`none`) keeps every rule, each rule has a fault, and catches it. `set` puts the fault into the plugins
-/// that the bench makes from then on.
+/// A plugin without a fault (`none`) keeps every rule of the patient bench, each rule has a fault, and the hasty bench catches it.
+/// `set` puts the fault into the plugins that the benches make from then on.
 fn expect_bites<F: Copy + Debug>(
-    rules: &[Rule],
+    [patient, hasty]: [Vec<Rule>; 2],
     module: &'static str,
     broken: &[(F, &'static str)],
     none: F,
     set: impl Fn(F),
 ) {
-    let names = rules.iter().map(|r| r.name).collect::<Vec<_>>();
+    let names = hasty.iter().map(|r| r.name).collect::<Vec<_>>();
     assert_eq!(names, broken.iter().map(|b| b.1).collect::<Vec<_>>(), "every rule has a fault");
     set(none);
-    for rule in rules {
+    for rule in patient {
         assert_eq!(rule.check(module), Ok(()), "of a sound plugin");
     }
-    for ((fault, name), rule) in broken.iter().zip(rules) {
+    for ((fault, name), rule) in broken.iter().zip(hasty) {
         set(*fault);
         let violation = rule.check(module).err();
         let violation = violation.unwrap_or_else(|| panic!("{fault:?} is not caught by {name}"));

@@ -1,6 +1,6 @@
 //! Epoch policies.
 
-use crate::{Broken, expect_bites};
+use crate::{Broken, HASTE, expect_bites};
 use aventine_api::{EpochPolicy, EpochStats, Host};
 use aventine_conformance::policy::{PolicyBench, rules};
 use std::cell::Cell;
@@ -67,10 +67,10 @@ thread_local! {
     static FAULT: Cell<Fault> = const { Cell::new(Fault::None) };
 }
 
-struct Desk;
+struct Desk<const HASTY: bool>;
 
-impl PolicyBench for Desk {
-    const PATIENCE: Duration = Duration::from_millis(500);
+impl<const HASTY: bool> PolicyBench for Desk<HASTY> {
+    const PATIENCE: Duration = if HASTY { HASTE } else { Duration::from_secs(60) };
 
     fn make(_: Arc<dyn Host>) -> Box<dyn EpochPolicy> {
         Box::new(Adapts { fault: FAULT.get(), interval: Duration::from_millis(20) })
@@ -79,5 +79,11 @@ impl PolicyBench for Desk {
 
 #[test]
 fn each_rule_catches_its_fault_by_name() {
-    expect_bites(&rules::<Desk>(), module_path!(), &BROKEN, Fault::None, |fault| FAULT.set(fault));
+    expect_bites(
+        [rules::<Desk<false>>(), rules::<Desk<true>>()],
+        module_path!(),
+        &BROKEN,
+        Fault::None,
+        |fault| FAULT.set(fault),
+    );
 }
