@@ -79,7 +79,7 @@ suite! { $ transport for TransportBench, transport, child peer_that_crashes peer
     a_dropped_listener_is_gone
         "once listener and links are dropped their address is free: the standby starts again"
     abort_wakes_who_waits
-        "`abort`, from any thread, ends every call that waits on the link with `PeerLost`: a hung wire must not hang a guest"
+        "`abort`, from any thread, ends every `send`, `recv` and `open` that waits with `PeerLost`: a hung wire must not hang a guest"
     abort_holds_for_ever
         "after `abort` every call is `PeerLost`, however often it was called, and what had arrived is not handed out: an \
          acknowledgement would count that came too late"

@@ -36,12 +36,22 @@ pub(super) fn abort_wakes_who_waits<B: TransportBench>(desk: &mut Desk<B>) -> Se
         });
         let _ = begun.recv();
         let abort = link.aborter();
+        // The primary's `open` may succeed by itself.
+        let mut standby = pair.standby;
+        let opener = desk.spawn("an `open` that waited", move || match side {
+            Side::Primary => Ok(standby).map(drop),
+            Side::Standby => {
+                let opened = standby.open("disk:never", None, B::PATIENCE * 2);
+                expect_code(opened.map(drop), ErrorCode::PeerLost, "an `open` that waited")
+            }
+        });
         desk.spawn("`abort`", move || {
             abort.abort();
             Ok(())
         })
         .wait()?;
         receiver.wait()?;
+        opener.wait()?;
         let (error, _) = flood.wait()?;
         expect_code::<()>(Err(error), ErrorCode::PeerLost, "a `send` that waited")?;
         drop((far_control, far_pages));

@@ -5,7 +5,7 @@ use super::desk::{Desk, accept, expect_code};
 use super::wire::{bytes, expect, expect_stream, send_stream};
 use crate::suite::{Seen, calmly};
 use aventine_api::{Channel, ErrorCode, Side};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A limit that is to be reached.
 const SHORT: Duration = Duration::from_millis(20);
@@ -13,8 +13,15 @@ const SHORT: Duration = Duration::from_millis(20);
 pub(super) fn nobody_there_is_a_time_out<B: TransportBench>(desk: &mut Desk<B>) -> Seen {
     let place = desk.bench.place();
     let connect = desk.spawn("`connect` without a standby", move || {
+        let began = Instant::now();
         let done = B::make(&place, Side::Primary).connect(SHORT);
-        expect_code(done.map(drop), ErrorCode::TimedOut, "`connect` without a standby")
+        expect_code(done.map(drop), ErrorCode::TimedOut, "`connect` without a standby")?;
+        match began.elapsed() {
+            tried if tried < SHORT => {
+                Err(format!("`connect` gave up after {tried:?}; its limit was {SHORT:?}"))
+            }
+            _ => Ok(()),
+        }
     });
     connect.wait()
 }

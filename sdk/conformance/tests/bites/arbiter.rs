@@ -24,14 +24,16 @@ enum Fault {
     LooksThenWrites,
     KnowsProcessesNotSides,
     WaitsForSomebodyInSecret,
+    DecidesForThePerson,
     ClaimsWithAProbe,
     WinsInSilence,
+    IsStillInSilence,
     LosesAfterAnError,
     WritesLater,
 }
 
 /// The rule that each fault breaks.
-const BROKEN: Broken<Fault, 11> = [
+const BROKEN: Broken<Fault, 13> = [
     (Fault::TheLastClaimWins, "the_first_claim_wins"),
     (Fault::ForgetsAfterTwentyQuestions, "a_verdict_stands"),
     (Fault::ForgetsAtARestart, "a_restart_forgets_nothing"),
@@ -39,8 +41,10 @@ const BROKEN: Broken<Fault, 11> = [
     (Fault::LooksThenWrites, "races_have_one_winner"),
     (Fault::KnowsProcessesNotSides, "the_only_side_never_loses"),
     (Fault::WaitsForSomebodyInSecret, "it_says_whether_it_waits_for_a_person"),
+    (Fault::DecidesForThePerson, "it_says_whether_it_waits_for_a_person"),
     (Fault::ClaimsWithAProbe, "a_probe_claims_nothing"),
     (Fault::WinsInSilence, "silence_is_no_verdict"),
+    (Fault::IsStillInSilence, "silence_is_no_verdict"),
     (Fault::LosesAfterAnError, "an_error_costs_nothing"),
     (Fault::WritesLater, "a_crash_changes_no_verdict"),
 ];
@@ -119,9 +123,16 @@ impl Arbiter for Files {
         if self.fault == Fault::WinsInSilence && !self.dir.exists() {
             return Ok(Verdict::Won);
         }
+        while self.fault == Fault::IsStillInSilence && !self.dir.exists() {
+            thread::sleep(Duration::from_millis(2));
+        }
         let answer = self.ask(session, side);
         self.failed |= answer.is_err();
         answer.map_err(|e| PluginError::new(ErrorCode::Io, e))
+    }
+
+    fn waits_for_person(&self) -> bool {
+        self.fault == Fault::DecidesForThePerson
     }
 
     fn probe(&mut self) -> Result<(), PluginError> {

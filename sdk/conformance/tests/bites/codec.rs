@@ -1,5 +1,7 @@
 //! Codecs.
 
+mod delta;
+
 use crate::{Broken, Why, expect_bites};
 use aventine_api::{Codec, Epoch, ErrorCode, PAGE_SIZE, PageRun, PageSink, PluginError};
 use aventine_conformance::codec::{CodecBench, rules};

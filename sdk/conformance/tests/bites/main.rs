@@ -20,7 +20,7 @@ const HASTE: Duration = Duration::from_millis(500);
 #[error("{0}")]
 struct Why(&'static str);
 
-/// The rule that each fault breaks, in the order of the rules.
+/// The rule that each fault breaks, in the order of the rules, each of which has one at least.
 type Broken<F, const N: usize> = [(F, &'static str); N];
 
 /// A plugin without a fault (`none`) keeps every rule of the patient bench, each rule has a fault, and the hasty bench catches it.
@@ -32,13 +32,15 @@ fn expect_bites<F: Copy + Debug>(
     none: F,
     set: impl Fn(F),
 ) {
-    let names = hasty.iter().map(|r| r.name).collect::<Vec<_>>();
-    assert_eq!(names, broken.iter().map(|b| b.1).collect::<Vec<_>>(), "every rule has a fault");
+    let mut names = broken.iter().map(|b| b.1).collect::<Vec<_>>();
+    names.dedup();
+    assert_eq!(hasty.iter().map(|r| r.name).collect::<Vec<_>>(), names, "every rule has a fault");
     set(none);
     for rule in patient {
         assert_eq!(rule.check(module), Ok(()), "of a sound plugin");
     }
-    for ((fault, name), rule) in broken.iter().zip(hasty) {
+    for (fault, name) in broken {
+        let rule = hasty.iter().find(|r| r.name == *name).expect("every fault has a rule");
         set(*fault);
         let violation = rule.check(module).err();
         let violation = violation.unwrap_or_else(|| panic!("{fault:?} is not caught by {name}"));
