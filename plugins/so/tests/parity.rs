@@ -24,6 +24,8 @@ mod command;
 mod etcd;
 #[path = "../../policy-fixed/testing/bench.rs"]
 mod fixed;
+#[path = "../../transport-tcp/testing/keys.rs"]
+mod keys;
 #[path = "../../arbiter-manual/testing/bench.rs"]
 mod manual;
 #[path = "../../arbiter-shared-file/testing/bench.rs"]

@@ -1,9 +1,7 @@
 //! A bench for the transport, in any form: two hosts at a loopback address of their own.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-#[path = "keys.rs"]
-mod keys;
-
+use crate::keys::Keys;
 use aventine_api::{Factory, Kind, Side, Transport};
 use aventine_conformance::form::{Ears, Form, context};
 use aventine_conformance::transport::TransportBench;
@@ -17,13 +15,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// How links are secured.
 pub(crate) trait Security: 'static {
     /// The key that says so, and what must outlive the plugin.
-    fn key() -> (String, Option<keys::Keys>);
+    fn key() -> (String, Option<Keys>);
 }
 
 pub(crate) struct Plaintext;
 
 impl Security for Plaintext {
-    fn key() -> (String, Option<keys::Keys>) {
+    fn key() -> (String, Option<Keys>) {
         ("unsafe_plaintext = true".into(), None)
     }
 }
@@ -31,8 +29,8 @@ impl Security for Plaintext {
 pub(crate) struct Encrypted;
 
 impl Security for Encrypted {
-    fn key() -> (String, Option<keys::Keys>) {
-        let keys = keys::Keys::new();
+    fn key() -> (String, Option<Keys>) {
+        let keys = Keys::new();
         (keys.node("node", |_| {}), Some(keys))
     }
 }
@@ -41,7 +39,7 @@ pub(crate) struct Hosts<F, S> {
     ip: Ipv4Addr,
     config: String,
     strangers: Vec<TcpStream>,
-    _keys: Option<keys::Keys>,
+    _keys: Option<Keys>,
     form: PhantomData<(F, S)>,
 }
 

@@ -6,6 +6,8 @@ mod common;
 #[path = "common/suite.rs"]
 mod suite;
 
+use common::keys;
+
 const TLS: bool = true;
 
 mod conformance {

@@ -42,7 +42,7 @@ pub trait ArbiterBench: Sized + 'static {
 
     /// The person decides on both hosts. Called only where the plugin waits for one.
     fn decide(&self, session: SessionId, owner: Side) {
-        unimplemented!("the plugin waits for a person, and the bench plays none: {owner:?} owns {session}")
+        panic!("the plugin waits for a person, and the bench plays none: {owner:?} owns {session}")
     }
 }
 

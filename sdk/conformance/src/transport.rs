@@ -7,7 +7,7 @@
 //! Both sides open a channel at the same time, as the engine does; a case never knows who is first. That a sender is stuck is
 //! known by its getting no further, and nothing depends on that being so.
 //!
-//! A transport on whose links nobody answers has rules of its own: [`recorder`](crate::recorder).
+//! A transport on whose links nobody answers has rules of its own: [`recorder`](mod@crate::recorder).
 
 /// Every case.
 mod cases {

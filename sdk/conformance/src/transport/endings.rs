@@ -38,12 +38,12 @@ pub(super) fn abort_wakes_who_waits<B: TransportBench>(desk: &mut Desk<B>) -> Se
         let abort = link.aborter();
         // The primary's `open` may succeed by itself.
         let mut standby = pair.standby;
-        let opener = desk.spawn("an `open` that waited", move || match side {
-            Side::Primary => Ok(standby).map(drop),
-            Side::Standby => {
+        let opener = desk.spawn("an `open` that waited", move || {
+            if side == Side::Standby {
                 let opened = standby.open("disk:never", None, B::PATIENCE * 2);
-                expect_code(opened.map(drop), ErrorCode::PeerLost, "an `open` that waited")
+                expect_code(opened.map(drop), ErrorCode::PeerLost, "an `open` that waited")?;
             }
+            Ok(standby)
         });
         desk.spawn("`abort`", move || {
             abort.abort();
@@ -51,7 +51,7 @@ pub(super) fn abort_wakes_who_waits<B: TransportBench>(desk: &mut Desk<B>) -> Se
         })
         .wait()?;
         receiver.wait()?;
-        opener.wait()?;
+        let _standby = opener.wait()?;
         let (error, _) = flood.wait()?;
         expect_code::<()>(Err(error), ErrorCode::PeerLost, "a `send` that waited")?;
         drop((far_control, far_pages));

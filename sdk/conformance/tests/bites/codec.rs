@@ -175,7 +175,5 @@ impl CodecBench for Desk {
 
 #[test]
 fn each_rule_catches_its_fault_by_name() {
-    expect_bites([rules::<Desk>(), rules::<Desk>()], module_path!(), &BROKEN, Fault::None, |fault| {
-        FAULT.set(fault)
-    });
+    expect_bites([rules::<Desk>(), rules::<Desk>()], module_path!(), &BROKEN, Fault::None, &FAULT);
 }

@@ -8,7 +8,9 @@ mod recorder;
 mod transport;
 
 use aventine_conformance::Rule;
+use std::cell::Cell;
 use std::fmt::Debug;
+use std::thread::LocalKey;
 use std::time::Duration;
 
 /// How long a bench waits for what a broken plugin never does. A sound one is given all the time that it may need: see
@@ -24,26 +26,26 @@ struct Why(&'static str);
 type Broken<F, const N: usize> = [(F, &'static str); N];
 
 /// A plugin without a fault (`none`) keeps every rule of the patient bench, each rule has a fault, and the hasty bench catches it.
-/// `set` puts the fault into the plugins that the benches make from then on.
+/// `fault` is what is wrong with the plugins that the benches make from then on.
 fn expect_bites<F: Copy + Debug>(
     [patient, hasty]: [Vec<Rule>; 2],
     module: &'static str,
     broken: &[(F, &'static str)],
     none: F,
-    set: impl Fn(F),
+    fault: &'static LocalKey<Cell<F>>,
 ) {
     let mut names = broken.iter().map(|b| b.1).collect::<Vec<_>>();
     names.dedup();
     assert_eq!(hasty.iter().map(|r| r.name).collect::<Vec<_>>(), names, "every rule has a fault");
-    set(none);
+    fault.set(none);
     for rule in patient {
         assert_eq!(rule.check(module), Ok(()), "of a sound plugin");
     }
-    for (fault, name) in broken {
+    for (broken, name) in broken {
         let rule = hasty.iter().find(|r| r.name == *name).expect("every fault has a rule");
-        set(*fault);
+        fault.set(*broken);
         let violation = rule.check(module).err();
-        let violation = violation.unwrap_or_else(|| panic!("{fault:?} is not caught by {name}"));
+        let violation = violation.unwrap_or_else(|| panic!("{broken:?} is not caught by {name}"));
         let text = violation.to_string();
         assert!(text.contains(name) && text.contains(rule.meaning), "{text}");
     }

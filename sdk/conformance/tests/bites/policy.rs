@@ -84,6 +84,6 @@ fn each_rule_catches_its_fault_by_name() {
         module_path!(),
         &BROKEN,
         Fault::None,
-        |fault| FAULT.set(fault),
+        &FAULT,
     );
 }

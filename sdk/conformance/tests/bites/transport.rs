@@ -109,7 +109,7 @@ fn each_rule_catches_its_fault_by_name() {
         module_path!(),
         &BROKEN,
         Fault::None,
-        |fault| FAULT.set(fault),
+        &FAULT,
     );
 }
 
