@@ -6,6 +6,17 @@
 //! aventine_conformance::network!(MyBench);
 //! ```
 //!
+//! | kind | bench | tests |
+//! |---|---|---|
+//! | network | [`network::NetworkBench`] | [`network!`] |
+//! | codec | [`codec::CodecBench`] | [`codec!`] |
+//! | policy | [`policy::PolicyBench`] | [`policy!`] |
+//! | arbiter | [`arbiter::ArbiterBench`] | [`arbiter!`] |
+//! | transport | [`transport::TransportBench`] | [`transport!`] |
+//! | transport that only records | [`recorder::RecorderBench`] | [`recorder!`] |
+//!
+//! A bench that makes its plugin through a [`form::Form`] serves the plugin linked in and loaded alike.
+//!
 //! Each rule of the trait's documentation becomes a test of its own, and a test that fails names the rule, what was seen, and
 //! what a user would suffer from it. The cases know nothing of how a plugin works; they use the trait and the bench alone.
 #![forbid(unsafe_code)]
