@@ -1,7 +1,11 @@
 //! What the suites of several kinds share: a rule, and the tests that are made of a table of them.
 
 use crate::Violation;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 /// What a case saw, where that breaks its rule.
 pub(crate) type Seen = Result<(), String>;
@@ -40,6 +44,30 @@ pub(crate) fn calmly<T>(what: &str, call: impl FnOnce() -> T) -> Result<T, Strin
         let text = text.or_else(|| cause.downcast_ref::<String>().cloned());
         format!("{what} panicked: {}", text.unwrap_or_default())
     })
+}
+
+/// A thread, as the kernel shows it.
+pub(crate) struct Sleeper(Option<PathBuf>);
+
+impl Sleeper {
+    /// The calling thread.
+    pub(crate) fn here() -> Sleeper {
+        Sleeper(
+            fs::read_link("/proc/thread-self").ok().map(|task| Path::new("/proc").join(task).join("stat")),
+        )
+    }
+
+    /// Looks until the thread sleeps in a call, or has ended; not for ever, as a plugin may wait without sleeping.
+    pub(crate) fn await_sleep(&self) {
+        for _ in 0..1000 {
+            // What is behind the name in parentheses begins with the state.
+            let stat = self.0.as_ref().and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+            if stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('S')) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// The name that libtest has for the test `name` in `module`: without the crate.

@@ -1,7 +1,7 @@
 //! A link to a record.
 
 use super::RecorderBench;
-use crate::suite::{Seen, calmly};
+use crate::suite::{Seen, Sleeper, calmly};
 use aventine_api::{Channel, ChannelRx, ErrorCode, Link, PluginError};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -30,10 +30,17 @@ pub(super) fn open(link: &mut Box<dyn Link>, name: &str) -> Result<Channel, Stri
     ends.map_err(|e| format!("`open` of {name:?} failed: {}", e.chain()))
 }
 
-/// What a `recv` on a thread of its own answers, once it does.
+/// What a `recv` on a thread of its own answers, once it does. On return it waits, or has answered.
 pub(super) fn receive(mut rx: Box<dyn ChannelRx>) -> Receiver<Result<(), PluginError>> {
+    let (begin, begun) = channel();
     let (tell, answer) = channel();
-    thread::spawn(move || tell.send(rx.recv(&mut [0])));
+    thread::spawn(move || {
+        let _ = begin.send(Sleeper::here());
+        tell.send(rx.recv(&mut [0]))
+    });
+    if let Ok(thread) = begun.recv() {
+        thread.await_sleep();
+    }
     answer
 }
 

@@ -4,7 +4,7 @@
 //! patience lasts.
 
 use super::TransportBench;
-use crate::suite::{Seen, calmly};
+use crate::suite::{Seen, Sleeper, calmly};
 use aventine_api::{Channel, ChannelTx, ErrorCode, Link, Listener, PluginError, Side};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -27,11 +27,19 @@ pub(super) struct Pair {
 /// What a thread is to answer.
 pub(super) struct Pending<T> {
     what: String,
+    begun: Receiver<Sleeper>,
     answer: Receiver<Result<T, String>>,
     patience: Duration,
 }
 
 impl<T> Pending<T> {
+    /// Waits until it waits itself, or has its answer.
+    pub(super) fn await_sleep(&self) {
+        if let Ok(thread) = self.begun.recv() {
+            thread.await_sleep();
+        }
+    }
+
     /// Its answer, which must come in time.
     pub(super) fn wait(self) -> Result<T, String> {
         match self.answer.recv_timeout(self.patience) {
@@ -55,14 +63,16 @@ impl<B: TransportBench> Desk<B> {
         what: &str,
         deed: impl FnOnce() -> Result<T, String> + Send + 'static,
     ) -> Pending<T> {
+        let (begin, begun) = channel();
         let (tell, answer) = channel();
         let name = what.to_owned();
         thread::spawn(move || {
+            let _ = begin.send(Sleeper::here());
             let done = calmly(&name, deed).and_then(|done| done);
             // The case may have lost its patience.
             let _ = tell.send(done);
         });
-        Pending { what: what.to_owned(), answer, patience: B::PATIENCE }
+        Pending { what: what.to_owned(), begun, answer, patience: B::PATIENCE }
     }
 
     pub(super) fn listen(&self) -> Result<Box<dyn Listener>, String> {

@@ -29,12 +29,9 @@ pub(super) fn abort_wakes_who_waits<B: TransportBench>(desk: &mut Desk<B>) -> Se
             Side::Standby => (&pair.standby, (control.1, control.0), (pages.1, pages.0)),
         };
         let flood = desk.flood(pages.0);
-        let (tell, begun) = std::sync::mpsc::channel();
         let receiver = desk.spawn("a `recv` that waited", move || {
-            let _ = tell.send(());
             expect_code(control.1.recv(&mut [0; 8]), ErrorCode::PeerLost, "a `recv` that waited")
         });
-        let _ = begun.recv();
         let abort = link.aborter();
         // The primary's `open` may succeed by itself.
         let mut standby = pair.standby;
@@ -45,6 +42,8 @@ pub(super) fn abort_wakes_who_waits<B: TransportBench>(desk: &mut Desk<B>) -> Se
             }
             Ok(standby)
         });
+        receiver.await_sleep();
+        opener.await_sleep();
         desk.spawn("`abort`", move || {
             abort.abort();
             Ok(())
