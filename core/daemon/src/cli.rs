@@ -86,10 +86,11 @@ the guest, as the next start would. Says which disks a guest cannot be started f
         #[arg(long)]
         json: bool,
     },
-    /// Try codecs and epoch policies on a recorded guest
+    /// Try codecs, epoch policies or a standby on a recorded guest
     #[command(after_help = "\
-Example:
+Examples:
   aventine replay strategies.toml
+  aventine replay web.trace --standby web.toml
 
 The file names a trace and what to compare:
   trace = \"redis-set.trace\"
@@ -99,16 +100,26 @@ The file names a trace and what to compare:
   [[codec]]
   plugin = \"raw\"
 
-Each codec runs with each policy. A trace is made by `aventine protect` with `plugin = \"file\"` in [transport].")]
+Each codec runs with each policy. A trace is made by `aventine protect` with `plugin = \"file\"` in [transport].
+
+With --standby, the checkpoints go to `aventine standby web.toml`, whose memory and disks become the recorded guest's. Its
+configuration is the recorded one but for [transport]. If the recording breaks off without an end, the standby has lost its
+primary and may run the guest.")]
     Replay {
-        /// What to compare, and on which trace
-        strategies: PathBuf,
-        /// Print one line of JSON for each codec and policy
+        /// What to compare, and on which trace; with --standby, the trace
+        file: PathBuf,
+        /// Send the trace to the standby that runs with this configuration
+        #[arg(long, value_name = "CONFIG")]
+        standby: Option<PathBuf>,
+        /// Print one line of JSON for each codec and policy, or for the standby
         #[arg(long)]
         json: bool,
     },
     /// Measure plugins against the same work without them
-    #[command(subcommand, after_help = "Example:\n  aventine bench network")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  aventine bench network\n  aventine bench plugins PLUGIN.so …"
+    )]
     Bench(Bench),
     /// List the plugins
     #[command(
@@ -127,6 +138,22 @@ Examples:
         /// One line of JSON for each plugin
         #[arg(long)]
         json: bool,
+    },
+    /// Print the JSON Schema of configurations, with which editors complete and check them
+    #[command(after_help = "\
+Examples:
+  aventine schema > aventine.schema.json
+  aventine schema userspace
+  aventine schema --config /etc/aventine/web.toml
+
+Editors with a TOML language server use it for a file that begins with the line
+  #:schema ./aventine.schema.json")]
+    Schema {
+        /// Only the table of this plugin: NAME, or KIND/NAME
+        plugin: Option<String>,
+        /// A configuration file: the plugins of its shared objects are known, too
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Make the keys with which the hosts know each other
     #[command(after_help = "\
@@ -193,7 +220,7 @@ pub(crate) struct Which {
     pub(crate) state_dir: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Demo {
     /// How many times the primary is killed
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -219,6 +246,12 @@ pub(crate) struct Demo {
     /// Directory for images, sockets and logs
     #[arg(long, value_name = "DIR", default_value = "aventine-demo")]
     pub(crate) work: PathBuf,
+    /// Record the guest under load to this file, a small trace for `aventine replay`, instead of killing its host
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["keep", "rounds"])]
+    pub(crate) record: Option<PathBuf>,
+    /// Use the plugins of the shared objects in this directory, and none that are built in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plugins: Option<PathBuf>,
 }
 
 /// What can be measured.
@@ -242,6 +275,25 @@ measured in turn. Needs root; `plug` and `ifb` need the kernel's sch_plug.")]
         #[arg(long, value_name = "N", default_value_t = 200_000)]
         frames: u64,
         /// Print one line of JSON for each plugin
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a loaded plugin costs more than a built-in one, in an epoch of 1,000 pages
+    #[command(after_help = "\
+Example, in the source tree:
+  cargo build -p aventine-so --examples
+  aventine bench plugins target/debug/examples/libaventine_codec_raw.so \\
+      target/debug/examples/libaventine_policy_fixed.so
+
+The built-in plugins, the same behind both adapters of the plugin interface, and the loaded ones do the same work in turn.")]
+    Plugins {
+        /// Shared objects with a codec and a policy that are built in as well
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Epochs
+        #[arg(long, value_name = "N", default_value_t = 4000)]
+        epochs: u64,
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },

@@ -8,6 +8,7 @@ mod bench;
 mod cli;
 mod environment;
 mod exit;
+mod feed;
 mod keys;
 mod list;
 mod output;
@@ -15,8 +16,10 @@ mod place;
 mod progress;
 mod query;
 mod reclaim;
+mod record;
 mod replay;
 mod run;
+mod schema;
 mod signals;
 
 use aventine_api::Side;
@@ -64,8 +67,10 @@ fn main() -> ExitCode {
         Command::Reclaim { run, json } => reclaim::reclaim(&run, json),
         Command::Plugins { command: Some(cli::Plugins::Inspect { file, json }), .. } => inspect(&file, json),
         Command::Plugins { command: None, config, json } => plugins(config.as_deref(), json),
-        Command::Replay { strategies, json } => replay::replay(&strategies, json),
+        Command::Replay { file, standby: Some(config), json } => feed::feed(&file, &config, json),
+        Command::Replay { file, standby: None, json } => replay::replay(&file, json),
         Command::Bench(what) => bench::bench(what),
+        Command::Schema { plugin, config } => schema::schema(plugin.as_deref(), config.as_deref()),
         Command::Keys(args) => keys::keys(&args),
         Command::Demo(args) => demo(args),
     }
@@ -124,8 +129,12 @@ fn inspect(file: &Path, json: bool) -> Exit {
 }
 
 fn demo(args: cli::Demo) -> Exit {
-    let cli::Demo { rounds, seed, interval, json, keep, kernel, initrd, work } = args;
-    let options = aventine_demo::DemoOptions { rounds, seed, interval, json, keep, kernel, initrd, work };
+    let cli::Demo { rounds, seed, interval, json, keep, kernel, initrd, work, record, plugins } = args;
+    let options =
+        aventine_demo::DemoOptions { rounds, seed, interval, json, keep, kernel, initrd, work, plugins };
+    if let Some(file) = record {
+        return record::record(&options, &file);
+    }
     match aventine_demo::run(&options) {
         Ok(true) => Exit::Done,
         Ok(false) => {

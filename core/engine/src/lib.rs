@@ -16,11 +16,13 @@ mod arbiter;
 mod audit;
 mod control;
 mod door;
+mod feed;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 mod link;
 mod memory;
+mod metrics;
 mod parts;
 mod primary;
 mod receiver;
@@ -43,7 +45,9 @@ use std::path::Path;
 
 pub use arbiter::RecordError;
 pub use control::{AuditStatus, Command, Control, Inbox, Quantiles, Status, command_channel};
+pub use feed::{Fed, FeedError, Recorded, RecordedFrame, RecordedFrames, RecordingError, feed};
 pub use link::HandshakeError;
+pub use metrics::MetricStatus;
 pub use parts::PluginFailure;
 pub use reclaim::{ReclaimError, Reclaimed, Settled, reclaim};
 

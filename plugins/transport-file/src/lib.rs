@@ -16,11 +16,12 @@
 pub mod fuzz;
 mod trace;
 
-pub use trace::{Entry, Reader, TraceError};
+pub use trace::{Entry, Reader, TraceError, Writer};
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{
     Channel, ChannelRx, ChannelTx, ErrorCode, Factory, Link, LinkAbort, Listener, PluginEntry, PluginError,
-    Transport, parse_config,
+    Transport, parse_config, schema,
 };
 use serde::Deserialize;
 use std::fs::{File, OpenOptions};
@@ -29,8 +30,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
-use trace::Writer;
+use std::time::{Duration, Instant};
 
 aventine_api::inventory::submit! {
     PluginEntry {
@@ -38,16 +38,20 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "Writes the checkpoint stream to a file, for `aventine replay`; protects nothing",
         validate: &|text| parse_config::<Keys>(text).map(drop),
+        schema: &schema::<Keys>,
         factory: Factory::Transport(&|text, context| {
             let keys: Keys = parse_config(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Recorder { path: context.config_dir.join(keys.path) }))
         }),
+        upkeep: None,
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 struct Keys {
+    /// The trace's file; must not exist yet.
     path: PathBuf,
 }
 
@@ -91,7 +95,8 @@ impl Transport for Recorder {
             _ => RecordError::Make { path: path.clone(), source },
         })?;
         let writer = Writer::new(file).map_err(RecordError::Write)?;
-        let shared = Arc::new(Shared { writer: Mutex::new(writer), ended: End::default() });
+        let shared =
+            Arc::new(Shared { began: Instant::now(), writer: Mutex::new(writer), ended: End::default() });
         Ok(Box::new(FileLink { path, shared, channels: 0 }))
     }
 
@@ -102,6 +107,7 @@ impl Transport for Recorder {
 
 /// What the channels of a recording share.
 struct Shared {
+    began: Instant,
     writer: Mutex<Writer<File>>,
     ended: End,
 }
@@ -167,7 +173,8 @@ struct FileTx {
 
 impl ChannelTx for FileTx {
     fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError> {
-        self.shared.write(|writer| writer.bytes(self.number, parts))
+        let began = self.shared.began;
+        self.shared.write(|writer| writer.bytes(self.number, began.elapsed(), parts))
     }
 }
 

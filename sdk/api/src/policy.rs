@@ -14,6 +14,18 @@ pub struct EpochStats {
     pub commit: Duration,
 }
 
+/// The epoch that is open now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OpenEpoch {
+    /// Time since the start of the last pause.
+    pub age: Duration,
+    /// Frames that the network buffers hold, those of sealed epochs among them.
+    pub held_frames: u64,
+    /// Bytes of these frames.
+    pub held_bytes: u64,
+}
+
 /// The longest interval that a policy may answer. What a guest says waits for the end of its epoch: nobody who protects
 /// one wants it longer.
 pub const LONGEST_EPOCH: Duration = Duration::from_secs(60);
@@ -26,4 +38,12 @@ pub trait EpochPolicy: Send {
     /// Answers at once, for any numbers: the engine's loop stands still meanwhile. More than zero, or the guest never
     /// runs, and at most [`LONGEST_EPOCH`].
     fn interval(&mut self, last: &EpochStats) -> Duration;
+
+    /// Asked between two pauses, guest running, for the first time directly after [`EpochPolicy::interval`]: the time until
+    /// it is asked again, at least 100 us; zero ends the epoch now, `None` (the default) leaves it to the interval. Never
+    /// blocks. Not called in a replay of a trace that has no frames.
+    fn again(&mut self, open: &OpenEpoch) -> Option<Duration> {
+        let _ = open;
+        None
+    }
 }
