@@ -3,7 +3,7 @@ use aventine_api::{Epoch, Host};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -225,40 +225,9 @@ fn a_missing_interpreter_is_told_apart_from_a_missing_command() {
     assert!(error.to_string().contains("interpreter"), "{error}");
 }
 
-/// A command that keeps the contract: the first to make a file wins.
-const FIRST_WINS: &str = "
-    set -C
-    (echo \"$AVENTINE_SIDE\" >\"made.$$\") && ln \"made.$$\" \"$AVENTINE_SESSION\" 2>/dev/null
-    rm -f \"made.$$\"
-    case \"$(cat \"$AVENTINE_SESSION\")\" in
-    \"$AVENTINE_SIDE\") exit 0 ;;
-    \"$AVENTINE_OTHER_SIDE\") exit 10 ;;
-    esac
-    exit 70";
+#[path = "../testing/bench.rs"]
+mod bench;
 
-#[test]
-fn of_many_threads_one_side_wins_each_session() {
-    const THREADS: usize = 4;
-    const SESSIONS: u64 = 10;
-    let dir = tempfile::tempdir().unwrap();
-    drop(script(dir.path(), FIRST_WINS));
-    let barrier = Barrier::new(THREADS);
-    let run = |side: Side| {
-        let mut arbiter = command(dir.path(), "command = ['/bin/sh', 'script']\ntimeout = '60s'");
-        let owner = |n| {
-            barrier.wait();
-            match arbiter.claim(session(n), side).unwrap() {
-                Verdict::Won => side,
-                Verdict::Lost => side.other(),
-                Verdict::Undecided => panic!("a file decides at once"),
-            }
-        };
-        (0..SESSIONS).map(owner).collect::<Vec<Side>>()
-    };
-    let said: Vec<Vec<Side>> = thread::scope(|scope| {
-        let sides = [Side::Primary, Side::Standby].into_iter().cycle().take(THREADS);
-        let threads: Vec<_> = sides.map(|side| scope.spawn(move || run(side))).collect();
-        threads.into_iter().map(|t| t.join().unwrap()).collect()
-    });
-    assert!(said.iter().all(|owners| *owners == said[0]), "two owners: {said:?}");
+mod conformance {
+    aventine_conformance::arbiter!(super::bench::Program<aventine_conformance::form::Native>);
 }

@@ -144,3 +144,10 @@ fn probe_wants_the_directory() {
     assert_eq!(parse("decision = ''").unwrap_err().path, ["decision"]);
     assert!(parse("path = 'x'").is_err());
 }
+
+#[path = "../testing/bench.rs"]
+mod bench;
+
+mod conformance {
+    aventine_conformance::arbiter!(super::bench::Person<aventine_conformance::form::Native>);
+}

@@ -228,3 +228,10 @@ fn processes_killed_at_any_moment_agree_with_those_that_come_later() {
         }
     }
 }
+
+#[path = "../testing/bench.rs"]
+mod bench;
+
+mod conformance {
+    aventine_conformance::arbiter!(super::bench::Directory<aventine_conformance::form::Native>);
+}

@@ -185,3 +185,10 @@ impl PageSink for Discard {
         Ok(&mut self.0)
     }
 }
+
+#[path = "../testing/bench.rs"]
+mod bench;
+
+mod conformance {
+    aventine_conformance::codec!(super::bench::Raw<aventine_conformance::form::Native>);
+}

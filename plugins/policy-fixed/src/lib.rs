@@ -66,6 +66,15 @@ impl EpochPolicy for Fixed {
 }
 
 #[cfg(test)]
+#[path = "../testing/bench.rs"]
+mod bench;
+
+#[cfg(test)]
+mod conformance {
+    aventine_conformance::policy!(crate::bench::Fixed<aventine_conformance::form::Native>);
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -192,5 +192,8 @@ impl ChannelRx for NothingRx {
     }
 }
 
+// The bench names the crate, as other crates do.
+#[cfg(test)]
+extern crate self as aventine_transport_file;
 #[cfg(test)]
 mod tests;

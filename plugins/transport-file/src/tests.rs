@@ -66,3 +66,10 @@ fn an_end_wakes_who_waits_and_stops_who_writes() {
     assert_eq!(waiting.join().unwrap(), ErrorCode::PeerLost);
     assert_eq!(tx.send(&[b"late"]).unwrap_err().code(), ErrorCode::PeerLost);
 }
+
+#[path = "../testing/bench.rs"]
+mod bench;
+
+mod conformance {
+    aventine_conformance::recorder!(super::bench::Trace<aventine_conformance::form::Native>);
+}

@@ -26,18 +26,20 @@ pub enum Verdict {
 
 /// The test-and-set that decides who owns the guest once the two hosts have lost each other.
 ///
-/// For each session the first side that claims wins, for ever; both sides get the same answer however often, whenever
-/// and in whatever order they ask. That must hold under crashes and restarts of both hosts and of the arbiter.
+/// For each session the first side that claims wins, for ever (or the one that a person names, where the arbiter
+/// [waits for one](Arbiter::waits_for_person)); both sides get the same answer however often, whenever and in whatever
+/// order they ask. That must hold under crashes and restarts of both hosts and of the arbiter.
 pub trait Arbiter: Send {
     /// Claims the guest for `side`. May block for seconds; an error means that nothing is known, and the engine asks
     /// again. Never answers `Lost` unless the other side has won.
     fn claim(&mut self, session: SessionId, side: Side) -> Result<Verdict, PluginError>;
 
-    /// Whether a verdict may take as long as a person takes: nothing that can wait is then made to depend on one.
+    /// Whether a verdict may take as long as a person takes: nothing that can wait is then made to depend on one. With
+    /// `false` a claim that can be asked leads to a verdict by itself.
     fn waits_for_person(&self) -> bool {
         false
     }
 
-    /// Whether the arbiter could be asked now, without claiming anything.
+    /// Whether the arbiter could be asked now, without claiming anything. May block for seconds.
     fn probe(&mut self) -> Result<(), PluginError>;
 }

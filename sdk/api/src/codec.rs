@@ -2,8 +2,9 @@ use crate::{Epoch, PageRun, PluginError};
 
 /// Where decoded pages go.
 pub trait PageSink {
-    /// The current contents of `pages` pages from `first_page` on, to be changed in place. Fails for pages that are not
-    /// all in one [`crate::Region`]: ask page by page for a run that may go on in the next one.
+    /// The current contents of `pages` pages from `first_page` on, to be changed in place: what was decoded into them last, and
+    /// before that anything. Fails for pages that are not all in one [`crate::Region`]: ask page by page for a run that
+    /// may go on in the next one.
     fn pages(&mut self, first_page: u64, pages: u64) -> Result<&mut [u8], PluginError>;
 }
 
@@ -20,10 +21,11 @@ pub trait Codec: Send {
     ) -> Result<(), PluginError>;
 
     /// Standby: whether `payload` is well formed and touches only pages below `guest_pages`; answers how many pages
-    /// it holds. Called before the epoch commits: a payload that passes can be decoded without an error.
+    /// it holds. Called before the epoch commits, for all of its batches before the first is decoded: a payload that passes
+    /// can be decoded without an error of the codec's. Others are `Corrupt`.
     fn check(&mut self, payload: &[u8], guest_pages: u64) -> Result<u64, PluginError>;
 
     /// Standby: writes the pages of a checked payload into `sink`. Called after the epoch is committed, once,
-    /// in the order of encoding.
+    /// in the order of encoding. Touches no other pages. Fails with the sink.
     fn decode(&mut self, payload: &[u8], sink: &mut dyn PageSink) -> Result<(), PluginError>;
 }

@@ -47,7 +47,7 @@ pub use host::{Context, Host, Metric, Side};
 pub use inventory;
 pub use network::{Disengage, NetAttachment, NetworkBuffer, NetworkStats};
 pub use pages::{PAGE_SIZE, PageBitmap, PageRun, Region};
-pub use policy::{EpochPolicy, EpochStats, OpenEpoch};
+pub use policy::{EpochPolicy, EpochStats, LONGEST_EPOCH, OpenEpoch};
 pub use schema::{DurationText, SizeText, schema};
 pub use schemars;
 pub use transport::{Channel, ChannelRx, ChannelTx, Link, LinkAbort, Listener, Transport};

@@ -26,10 +26,17 @@ pub struct OpenEpoch {
     pub held_bytes: u64,
 }
 
+/// The longest interval that a policy may answer. What a guest says waits for the end of its epoch: nobody who protects
+/// one wants it longer.
+pub const LONGEST_EPOCH: Duration = Duration::from_secs(60);
+
 /// Decides when the next epoch ends.
 pub trait EpochPolicy: Send {
     /// Time from the start of the last pause to the start of the next. Called once an epoch, guest running. The
     /// engine pauses earlier when a buffer asks for it, later when buffers or the link are full.
+    ///
+    /// Answers at once, for any numbers: the engine's loop stands still meanwhile. More than zero, or the guest never
+    /// runs, and at most [`LONGEST_EPOCH`].
     fn interval(&mut self, last: &EpochStats) -> Duration;
 
     /// Asked between two pauses, guest running, for the first time directly after [`EpochPolicy::interval`]: the time until

@@ -15,7 +15,7 @@ pub trait Transport: Send {
     fn listen(&mut self, routes: &[String]) -> Result<Box<dyn Listener>, PluginError>;
 }
 
-/// The standby's listening end.
+/// The standby's listening end. It outlives its links; once both are dropped, its address is free.
 pub trait Listener: Send {
     /// Waits at most `limit` for a primary; `None` when none came. Strangers and half-open connections are dropped
     /// without disturbing it.
@@ -28,7 +28,8 @@ pub type Channel = (Box<dyn ChannelTx>, Box<dyn ChannelRx>);
 /// One relation between a primary and a standby.
 pub trait Link: Send {
     /// Opens the channel `name`; both sides open each name once, in the same order. `route` is used by the primary
-    /// for a channel with an address of its own. Waits at most `limit`.
+    /// for a channel with an address of its own. Waits at most `limit` (`TimedOut`); what comes on other channels meanwhile is
+    /// not lost.
     fn open(&mut self, name: &str, route: Option<&str>, limit: Duration) -> Result<Channel, PluginError>;
 
     /// A handle that ends the link from any thread.
@@ -37,8 +38,8 @@ pub trait Link: Send {
     /// The other side, for a person.
     fn peer(&self) -> String;
 
-    /// Whether somebody is there. With `false` what is sent is only recorded, nothing is ever received, and the guest is not
-    /// protected: the engine takes an epoch for committed once its bytes are sent.
+    /// Whether somebody is there. With `false` what is sent is only recorded, nothing is ever received (`recv` waits until the
+    /// link is ended), and the guest is not protected: the engine takes an epoch for committed once its bytes are sent.
     fn answers(&self) -> bool {
         true
     }
@@ -46,19 +47,22 @@ pub trait Link: Send {
 
 /// Ends a link.
 pub trait LinkAbort: Send + Sync {
-    /// Every call on the link's channels that waits now or is made later returns `PeerLost`. Idempotent.
+    /// Every call on the link's channels that waits now or is made later returns `PeerLost`, and so does the link's `open`.
+    /// What had arrived is not handed out any more. The other side's calls become `PeerLost`. Idempotent.
     fn abort(&self);
 }
 
 /// The sending end of a channel. Bytes are buffered nowhere but in the kernel or the adapter.
 pub trait ChannelTx: Send {
     /// Sends all of `parts`, in order. Blocks while the other side or the link is slower. That it returned says
-    /// nothing about the other side having received anything.
+    /// nothing about the other side having received anything. `PeerLost` once it is known that nobody will: the other side has
+    /// ended or dropped its end, or has died.
     fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError>;
 }
 
 /// The receiving end of a channel.
 pub trait ChannelRx: Send {
-    /// Waits until `buf` is full. `PeerLost` when the channel ends before.
+    /// Waits until `buf` is full. `PeerLost` when the channel ends before: the other side has ended or dropped its end, or has
+    /// died.
     fn recv(&mut self, buf: &mut [u8]) -> Result<(), PluginError>;
 }

@@ -17,7 +17,7 @@ mod host;
 mod model;
 mod wire;
 
-use crate::table::table;
+use crate::suite::suite;
 use aventine_api::{Disk, Host, PluginError, Side};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,14 +47,7 @@ pub trait DiskBench: Sized {
     fn image(&self, side: Side) -> Vec<u8>;
 }
 
-table! { $ bench, disk: DiskBench {
-        /// Not a case: a process that a case starts, and kills.
-        #[test]
-        #[ignore = "started by a_crash_exposes_nothing"]
-        fn hosts_that_crash() {
-            $crate::disk::hosts::<$bench>();
-        }
-    }
+suite! { $ disk for DiskBench, disk, by module, child hosts_that_crash hosts "started by a_crash_exposes_nothing";
     reads_see_writes
         "a read sees every write that returned before it, of any size and at any offset: else the guest's data is damaged"
     zeroes_and_trims_read_as_zero

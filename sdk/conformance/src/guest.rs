@@ -12,7 +12,7 @@ mod cases;
 mod lab;
 mod memory;
 
-use crate::table::table;
+use crate::suite::suite;
 use aventine_api::{Attachments, Guest, Host, Side};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub trait GuestBench: Sized {
     fn lose(&self, guest: &dyn Guest);
 }
 
-table! { $ bench, guest: GuestBench {}
+suite! { $ guest for GuestBench, guest, by module;
     the_signature_agrees
         "`signature` is callable before `start` and names the same facts on both sides: else no standby fits its primary"
     regions_stay

@@ -18,7 +18,7 @@ use aventine_api::{Host, NetworkBuffer, Side};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::Violation;
+use crate::Rule;
 
 #[doc(hidden)]
 pub use crash::controller;
@@ -69,36 +69,14 @@ pub trait NetworkBench: Sized {
     fn vanish(&mut self);
 }
 
-/// One rule and its case.
-#[derive(Clone, Copy)]
-pub struct Rule<B> {
-    /// The rule's name.
-    pub name: &'static str,
-    /// What the rule is and what breaking it costs.
-    pub meaning: &'static str,
-    case: fn(&mut desk::Desk<B>) -> Result<(), String>,
-    side: Side,
-}
-
-impl<B: NetworkBench> Rule<B> {
-    /// Tries the rule on a bench of its own.
-    ///
-    /// `module` is the path of the module in which [`network!`](crate::network!) stands.
-    pub fn check(&self, module: &'static str) -> Result<(), Violation> {
-        let mut desk = desk::Desk::start(self.side, module);
-        (self.case)(&mut desk).map_err(|seen| Violation { rule: self.name, meaning: self.meaning, seen })
-    }
-}
-
 macro_rules! rules {
     ($d:tt $($name:ident $side:ident $meaning:literal)*) => {
         /// Every rule, in the order in which an author does best to meet them.
-        pub fn rules<B: NetworkBench>() -> Vec<Rule<B>> {
+        pub fn rules<B: NetworkBench>() -> Vec<Rule> {
             vec![$(Rule {
                 name: stringify!($name),
                 meaning: $meaning,
-                case: cases::$name::<B>,
-                side: Side::$side,
+                case: |module| cases::$name::<B>(&mut desk::Desk::start(Side::$side, module)),
             }),*]
         }
 
@@ -136,10 +114,7 @@ pub fn here(case: impl FnOnce()) {
 
 /// Tries the rule of this name; panics where it is broken. What [`network!`](crate::network!) calls.
 pub fn check<B: NetworkBench>(name: &str, module: &'static str) {
-    let rule = rules::<B>().into_iter().find(|r| r.name == name);
-    if let Err(violation) = rule.expect("the macro knows the rules").check(module) {
-        panic!("{violation}");
-    }
+    crate::suite::check(&rules::<B>(), name, module);
 }
 
 rules! { $

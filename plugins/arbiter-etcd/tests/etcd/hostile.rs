@@ -1,7 +1,7 @@
 //! Servers that are no etcd, and a wire that loses answers.
 
-use crate::cluster::{Cluster, own_ip};
-use crate::sides::{LONG, arbiter, session};
+use crate::cluster::own_ip;
+use crate::sides::{LONG, arbiter, cluster, session};
 use aventine_api::{ErrorCode, Side, Verdict};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -80,7 +80,7 @@ const SLOWLY: Duration = Duration::from_millis(20);
 
 #[test]
 fn servers_that_are_no_etcd_are_errors_and_hide_no_other() {
-    let cluster = Cluster::start(1);
+    let cluster = cluster(1);
     let endless = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let piece: &str = Box::leak(format!("1000\r\n{}\r\n", "x".repeat(0x1000)).into_boxed_str());
     let servers = [
@@ -130,7 +130,7 @@ fn servers_that_are_no_etcd_are_errors_and_hide_no_other() {
 
 #[test]
 fn the_endpoint_that_answered_is_asked_first_from_then_on() {
-    let cluster = Cluster::start(1);
+    let cluster = cluster(1);
     let asked = Arc::new(AtomicBool::new(false));
     let silent = server({
         let asked = Arc::clone(&asked);
@@ -168,7 +168,7 @@ fn proxy(etcd: &str, swallow: &Arc<AtomicBool>) -> String {
 
 #[test]
 fn a_claim_whose_answer_was_lost_counts() {
-    let cluster = Cluster::start(1);
+    let cluster = cluster(1);
     let swallow = Arc::new(AtomicBool::new(true));
     let lossy = proxy(&cluster.endpoint(0), &swallow);
     let config = format!("endpoints = [{lossy:?}]");

@@ -1,5 +1,6 @@
 //! The two hosts.
 
+use crate::cluster::{Cluster, own_ip};
 use aventine_api::{
     Arbiter, Context, Epoch, Factory, Host, Kind, PluginEntry, PluginError, SessionId, Side, Verdict,
 };
@@ -48,6 +49,14 @@ pub(crate) fn make(
 
 pub(crate) fn arbiter(config: &str, side: Side) -> Box<dyn Arbiter> {
     make(config, "web", Path::new("/nonexistent"), side).unwrap()
+}
+
+/// A cluster for plaintext clients, ready for claims.
+pub(crate) fn cluster(size: usize) -> Cluster {
+    let cluster = Cluster::launch(&(0..size).map(|_| own_ip()).collect::<Vec<_>>(), &[]);
+    let mut all = arbiter(&cluster.config(), Side::Primary);
+    until(LONG, || all.probe());
+    cluster
 }
 
 pub(crate) fn session(number: u64) -> SessionId {

@@ -1,7 +1,7 @@
 //! The contract of an arbiter, with members that die.
 
 use crate::cluster::Cluster;
-use crate::sides::{LONG, arbiter, ask, make, session, until};
+use crate::sides::{LONG, arbiter, ask, cluster, make, session, until};
 use aventine_api::{ErrorCode, Side, Verdict};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,7 +14,7 @@ const SIDES: [Side; 2] = [Side::Primary, Side::Standby];
 
 #[test]
 fn the_first_claim_wins_for_ever_also_after_a_crash() {
-    let mut cluster = Cluster::start(1);
+    let mut cluster = cluster(1);
     let config = cluster.config();
     let [mut primary, mut standby] = SIDES.map(|side| arbiter(&config, side));
     assert_eq!(standby.claim(session(1), Side::Standby).unwrap(), Verdict::Won);
@@ -42,7 +42,7 @@ fn the_first_claim_wins_for_ever_also_after_a_crash() {
 
 #[test]
 fn a_key_with_another_value_is_an_error_that_names_it() {
-    let cluster = Cluster::start(1);
+    let cluster = cluster(1);
     let key = format!("/aventine/web/{}", session(1));
     let put = format!(
         r#"{{"key":"{}","value":"{}"}}"#,
@@ -106,7 +106,7 @@ fn leader(cluster: &Cluster) -> usize {
 #[test]
 fn one_side_wins_each_session_while_the_leader_dies() {
     const SESSIONS: u64 = 60;
-    let mut cluster = Cluster::start(3);
+    let mut cluster = cluster(3);
     let (configs, leader) = (rotated(&cluster), leader(&cluster));
     let owners = race(&configs, SESSIONS, || cluster.members[leader].kill());
 
@@ -126,7 +126,7 @@ fn one_side_wins_each_session_while_the_leader_dies() {
 
 #[test]
 fn without_a_majority_nothing_is_decided_and_nothing_waits_for_ever() {
-    let mut cluster = Cluster::start(3);
+    let mut cluster = cluster(3);
     let config = cluster.config();
     let [mut primary, mut standby] = SIDES.map(|side| arbiter(&config, side));
     assert_eq!(primary.claim(session(1), Side::Primary).unwrap(), Verdict::Won);

@@ -16,6 +16,7 @@ use std::time::Duration;
 pub const LONG: Duration = Duration::from_secs(30);
 pub const PORT: u16 = 7400;
 
+#[path = "../../testing/keys.rs"]
 pub mod keys;
 pub mod log;
 pub mod proxy;

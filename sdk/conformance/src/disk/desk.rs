@@ -3,13 +3,12 @@
 use super::DiskBench;
 use super::host::Listening;
 use super::wire::Wire;
+pub(super) use crate::suite::Seen;
 use aventine_api::{BlockDevice, Disk, Epoch, PluginError, Side};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
-
-pub(super) type Seen = Result<(), String>;
 
 /// Bytes of an ordinary disk: not a multiple of anything.
 pub(super) const SIZE: usize = (1 << 20) + 1001;

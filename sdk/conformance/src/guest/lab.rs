@@ -2,13 +2,12 @@
 
 use super::GuestBench;
 use super::memory::{Mapped, copied, differing};
+pub(super) use crate::suite::Seen;
 use aventine_api::{Epoch, Guest, Host, PAGE_SIZE, PageBitmap, PluginError, Side};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-
-pub(super) type Seen = Result<(), String>;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(1);

@@ -3,9 +3,8 @@
 use super::NetworkBench;
 use super::desk::Desk;
 use super::frame::{PROTOCOLS, Way, build};
+use crate::suite::Seen;
 use aventine_api::{Disengage, Epoch, ErrorCode};
-
-type Seen = Result<(), String>;
 
 /// Bytes of a big frame.
 const BIG: usize = 1400;

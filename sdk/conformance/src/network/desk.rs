@@ -3,6 +3,8 @@
 use super::NetworkBench;
 use super::crash::Controller;
 use super::frame::{Way, frame, is_ours, name};
+use crate::suite::Seen;
+use crate::suite::test_name;
 use aventine_api::{Epoch, Host, PluginError, Side};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,8 +41,6 @@ pub(super) struct Desk<B> {
     module: &'static str,
 }
 
-type Seen = Result<(), String>;
-
 impl<B: NetworkBench> Desk<B> {
     pub(super) fn start(side: Side, module: &'static str) -> Desk<B> {
         let host = Arc::new(Listening::default());
@@ -50,11 +50,7 @@ impl<B: NetworkBench> Desk<B> {
     /// Another process makes the buffer, engages it, seals the frames of these numbers, and dies of SIGKILL. Then there
     /// is a new buffer.
     pub(super) fn crash(&mut self, numbers: Range<u32>) -> Seen {
-        // libtest's names leave out the crate.
-        let test = match self.module.split_once("::") {
-            Some((_, modules)) => format!("{modules}::controller_that_crashes"),
-            None => "controller_that_crashes".to_owned(),
-        };
+        let test = test_name(self.module, "controller_that_crashes");
         self.bench.stop();
         let mut controller = Controller::start(self, &test)?;
         self.bench.connect();

@@ -9,13 +9,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// A CA and the directory of everything it issued.
-pub struct Keys {
+pub(crate) struct Keys {
     dir: tempfile::TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Keys {
-    pub fn new() -> Keys {
+    pub(crate) fn new() -> Keys {
         let dir = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, dir.path().to_string_lossy().into_owned());
@@ -26,12 +26,12 @@ impl Keys {
         Keys { dir, issuer: Issuer::new(params, key) }
     }
 
-    pub fn path(&self, file: &str) -> PathBuf {
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.dir.path().join(file)
     }
 
     /// Makes a node's files, changed as `but` says, and gives the `tls` key that names them.
-    pub fn node(&self, name: &str, but: impl FnOnce(&mut CertificateParams)) -> String {
+    pub(crate) fn node(&self, name: &str, but: impl FnOnce(&mut CertificateParams)) -> String {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages =
@@ -48,6 +48,6 @@ impl Keys {
 }
 
 /// The `tls` key.
-pub fn tls(ca: &Path, cert: &Path, key: &Path) -> String {
+pub(crate) fn tls(ca: &Path, cert: &Path, key: &Path) -> String {
     format!("tls = {{ ca = {ca:?}, cert = {cert:?}, key = {key:?} }}")
 }

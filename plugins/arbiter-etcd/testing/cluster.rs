@@ -1,7 +1,5 @@
 //! Real etcd members on loopback addresses of their own.
 
-use crate::sides::{LONG, arbiter, until};
-use aventine_api::Side;
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -76,14 +74,6 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Ready for claims.
-    pub(crate) fn start(size: usize) -> Cluster {
-        let cluster = Cluster::launch(&(0..size).map(|_| own_ip()).collect::<Vec<_>>(), &[]);
-        let mut all = arbiter(&cluster.config(), Side::Primary);
-        until(LONG, || all.probe());
-        cluster
-    }
-
     /// A member at each address, started, and perhaps not ready yet. `tls` are more arguments of each, for https.
     pub(crate) fn launch(addresses: &[Ipv4Addr], tls: &[String]) -> Cluster {
         let dir = tempfile::tempdir().unwrap();

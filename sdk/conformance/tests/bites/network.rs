@@ -1,4 +1,4 @@
-//! Each rule is broken on purpose, in a buffer that keeps all others, and caught by name.
+//! Network buffers.
 
 use aventine_api::{
     Disengage, Epoch, ErrorCode, Host, NetAttachment, NetworkBuffer, NetworkStats, PluginError, Side,
