@@ -59,7 +59,9 @@ macro_rules! plugin {
                 version: "1.0.0",
                 summary: "For tests",
                 validate: &$validate,
+                schema: &|| "true".to_owned(),
                 factory: Factory::$kind(&|_, _| Err(check_only())),
+                upkeep: None,
             }
         }
     };

@@ -8,8 +8,8 @@ use aventine_config::Config;
 /// Asks each plugin that needs something of the host. Nothing is started.
 pub(crate) fn check(config: &Config) -> Exit {
     let mut lacking = Vec::new();
-    for (kind, instance) in config.plugins() {
-        let Some(upkeep) = aventine_registry::upkeep(kind, instance.entry.name) else { continue };
+    for (_, instance) in config.plugins() {
+        let Some(upkeep) = instance.entry.upkeep else { continue };
         let premises =
             Premises { guest: config.name.clone(), id: instance.id.clone(), config_dir: config.dir.clone() };
         let found = (upkeep.probe)(&instance.config, &premises);

@@ -7,7 +7,7 @@ use crate::output::{print, tell, tell_error};
 use crate::place::{self, PlaceError};
 use crate::progress::{mib, millis};
 use crate::run::load;
-use aventine_engine::{AuditStatus, Quantiles, Status};
+use aventine_engine::{AuditStatus, MetricStatus, Quantiles, Status};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -148,6 +148,9 @@ fn as_text(status: &Status, dir: &Path) -> String {
     }
     for (name, value) in status.audit.iter().flat_map(audit) {
         row(name, value);
+    }
+    for MetricStatus { plugin, name, help, value } in &status.metrics {
+        row(name, format!("{value}  ({plugin}: {help})"));
     }
     if status.activation_us > 0 {
         row("activation took", millis(status.activation_us));

@@ -1,5 +1,6 @@
 //! How the program talks to a running engine: commands in, a status snapshot out.
 
+use crate::metrics::{MetricStatus, Metrics};
 use crate::stats::{Measured, Shared};
 use serde::{Deserialize, Serialize};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -113,6 +114,8 @@ pub struct Status {
     pub activation_us: u64,
     /// The audit, if there is one and a session has begun.
     pub audit: Option<AuditStatus>,
+    /// What the plugins have registered.
+    pub metrics: Vec<MetricStatus>,
 }
 
 /// The program's handle to an engine.
@@ -120,19 +123,23 @@ pub struct Status {
 pub struct Control {
     commands: Sender<Command>,
     shared: Shared,
+    metrics: Metrics,
 }
 
 /// The engine's end of it.
 pub struct Inbox {
     pub(crate) commands: Receiver<Command>,
     pub(crate) shared: Shared,
+    pub(crate) metrics: Metrics,
 }
 
 /// Makes both ends.
 pub fn command_channel() -> (Control, Inbox) {
     let (tx, rx) = channel();
     let shared = Arc::new(Mutex::new(Measured::default()));
-    (Control { commands: tx, shared: Arc::clone(&shared) }, Inbox { commands: rx, shared })
+    let metrics = Metrics::default();
+    let control = Control { commands: tx, shared: Arc::clone(&shared), metrics: metrics.clone() };
+    (control, Inbox { commands: rx, shared, metrics })
 }
 
 impl Control {
@@ -145,6 +152,6 @@ impl Control {
     pub fn status(&self) -> Status {
         // Copied under the lock, sorted outside it: the epoch loop waits for nobody.
         let copy = self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        copy.into_status()
+        Status { metrics: self.metrics.status(), ..copy.into_status() }
     }
 }

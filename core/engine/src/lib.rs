@@ -21,6 +21,7 @@ mod door;
 pub mod fuzz;
 mod link;
 mod memory;
+mod metrics;
 mod parts;
 mod primary;
 mod receiver;
@@ -44,6 +45,7 @@ use std::path::Path;
 pub use arbiter::RecordError;
 pub use control::{AuditStatus, Command, Control, Inbox, Quantiles, Status, command_channel};
 pub use link::HandshakeError;
+pub use metrics::MetricStatus;
 pub use parts::PluginFailure;
 pub use reclaim::{ReclaimError, Reclaimed, Settled, reclaim};
 

@@ -1,8 +1,9 @@
 //! The plugins of one guest, made from the configuration through the registry.
 
+use crate::metrics::Metrics;
 use aventine_api::{
-    Arbiter, Attachments, Codec, Context, Disk, Epoch, EpochPolicy, Factory, Guest, Host, NetworkBuffer,
-    PluginError, Side, Transport,
+    Arbiter, Attachments, Codec, Context, Disk, Epoch, EpochPolicy, Factory, Guest, Host, Metric,
+    NetworkBuffer, PluginError, Side, Transport,
 };
 use aventine_config::{Config, Instance};
 use aventine_export::Export;
@@ -92,12 +93,14 @@ pub(crate) struct Maker<'a> {
     pub(crate) side: Side,
     pub(crate) state_dir: &'a Path,
     pub(crate) reports: Reports,
+    pub(crate) metrics: Metrics,
 }
 
 struct PluginHost {
     id: String,
     position: usize,
     reports: Reports,
+    metrics: Metrics,
 }
 
 impl Host for PluginHost {
@@ -112,11 +115,16 @@ impl Host for PluginHost {
     fn failed(&self, error: PluginError) {
         self.reports.send(Report::Failed(self.id.clone(), error));
     }
+
+    fn metric(&self, name: &str, help: &str) -> Arc<dyn Metric> {
+        self.metrics.metric(&self.id, name, help)
+    }
 }
 
 impl Maker<'_> {
     fn context(&self, instance: &Instance, position: usize) -> Context {
-        let host = PluginHost { id: instance.id.clone(), position, reports: self.reports.clone() };
+        let (reports, metrics) = (self.reports.clone(), self.metrics.clone());
+        let host = PluginHost { id: instance.id.clone(), position, reports, metrics };
         Context {
             guest: self.config.name.clone(),
             id: instance.id.clone(),

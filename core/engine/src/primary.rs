@@ -31,7 +31,7 @@ use crate::stall::Stall;
 use crate::stats::Samples;
 use crate::wire::FrameTx;
 use crate::{End, EngineError, sender};
-use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, Guest, Link, PageBitmap, PluginError};
+use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, Guest, Link, OpenEpoch, PageBitmap, PluginError};
 use aventine_config::Config;
 use aventine_protocol::{Base, Message, Primary, PrimaryEvent, PrimaryState};
 use std::collections::VecDeque;
@@ -43,6 +43,10 @@ use tracing::info;
 
 /// The loop never sleeps longer than this: the guest's own events are polled.
 const TICK: Duration = Duration::from_millis(20);
+/// A policy that wants to look at the open epoch all the time looks this often.
+const SHORTEST_LOOK: Duration = Duration::from_micros(100);
+/// No policy makes an epoch longer.
+const LONGEST_EPOCH: Duration = Duration::from_secs(3600);
 /// How often the initial copy goes over memory before it leaves the rest to the first checkpoint.
 const COPY_ROUNDS: u32 = 7;
 
@@ -193,6 +197,8 @@ struct Loop<'a> {
     next_epoch: Instant,
     paused_at: Instant,
     early: bool,
+    /// When the policy wants to be asked again within the open epoch.
+    ask_again: Option<Instant>,
     last: EpochStats,
     link: PrimaryLink,
     silence: Silence,
@@ -265,15 +271,36 @@ impl Loop<'_> {
         if self.pipe.copy.is_some() {
             self.copy()?;
         }
+        self.ask_policy_again();
         if self.machine.may_seal() && (self.early || Instant::now() >= self.next_epoch) {
             self.epoch()?;
         }
         Ok(())
     }
 
-    /// How long until the next epoch may begin.
+    /// Lets the policy end the open epoch before its time, where it wants to look at it.
+    fn ask_policy_again(&mut self) {
+        if self.ask_again.is_none_or(|at| Instant::now() < at) || !self.machine.may_seal() {
+            return;
+        }
+        let held = self.parts.networks.iter().map(|(_, n)| n.stats());
+        let mut open = OpenEpoch { age: self.paused_at.elapsed(), ..OpenEpoch::default() };
+        for stats in held {
+            open.held_frames += stats.held_frames;
+            open.held_bytes += stats.held_bytes;
+        }
+        let answer = self.policy.again(&open);
+        self.early |= answer == Some(Duration::ZERO);
+        self.ask_again = answer.map(|wait| Instant::now() + wait.clamp(SHORTEST_LOOK, LONGEST_EPOCH));
+    }
+
+    /// How long until the next epoch may begin, or the policy be asked about it.
     fn until_epoch(&self) -> Duration {
-        if self.machine.may_seal() { self.next_epoch.saturating_duration_since(Instant::now()) } else { TICK }
+        if !self.machine.may_seal() {
+            return TICK;
+        }
+        let next = self.ask_again.map_or(self.next_epoch, |at| at.min(self.next_epoch));
+        next.saturating_duration_since(Instant::now())
     }
 
     /// The epoch loop's heart: one checkpoint, from pause to hand-over.
@@ -337,12 +364,13 @@ impl Loop<'_> {
         self.floor.iter_mut().for_each(|f| f.due = true);
         self.last =
             EpochStats { pause, dirty_pages: pages, in_flight: self.machine.in_flight(), ..self.last };
-        let interval = self.policy.interval(&self.last);
+        let interval = self.policy.interval(&self.last).min(LONGEST_EPOCH);
         // A pause that began a little late does not shift the ones after it.
         let late = self.paused_at.saturating_duration_since(self.next_epoch);
         let planned = if self.early || late > interval { self.paused_at } else { self.next_epoch };
         self.early = false;
         self.next_epoch = planned + interval;
+        self.ask_again = Some(Instant::now());
         let mut measured = self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
         measured.pause.push_time(pause);
         measured.scan.push_time(scan_time);

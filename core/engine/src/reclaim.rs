@@ -5,6 +5,7 @@
 //! epochs. The next start deals with all of it; this is for those who want to know before.
 
 use crate::arbiter::{Record, RecordError};
+use crate::metrics::Metrics;
 use crate::parts::{During, Maker, PluginFailure, Reports};
 use aventine_api::{Premises, Side};
 use aventine_config::Config;
@@ -58,7 +59,8 @@ pub enum ReclaimError {
 /// Removes and settles what was left in `state_dir`, which nothing else uses meanwhile. Asks the arbiter about a session that
 /// was left open: that decides it, as the next start would. Blocks for as long as the arbiter does.
 pub fn reclaim(config: &Config, state_dir: &Path) -> Result<Reclaimed, ReclaimError> {
-    let maker = Maker { config, side: Side::Primary, state_dir, reports: Reports::nowhere() };
+    let (reports, metrics) = (Reports::nowhere(), Metrics::default());
+    let maker = Maker { config, side: Side::Primary, state_dir, reports, metrics };
     Ok(Reclaimed {
         sockets: remove_sockets(state_dir)?,
         leftovers: remove_leftovers(config)?,
@@ -69,8 +71,8 @@ pub fn reclaim(config: &Config, state_dir: &Path) -> Result<Reclaimed, ReclaimEr
 
 fn remove_leftovers(config: &Config) -> Result<Vec<(String, String)>, ReclaimError> {
     let mut removed = Vec::new();
-    for (kind, instance) in config.plugins() {
-        let Some(upkeep) = aventine_registry::upkeep(kind, instance.entry.name) else { continue };
+    for (_, instance) in config.plugins() {
+        let Some(upkeep) = instance.entry.upkeep else { continue };
         let premises =
             Premises { guest: config.name.clone(), id: instance.id.clone(), config_dir: config.dir.clone() };
         let found = (upkeep.reclaim)(&instance.config, &premises).during(&instance.id, "being reclaimed")?;

@@ -37,7 +37,8 @@ pub(crate) struct Stage<'a> {
 impl Stage<'_> {
     /// Makes plugins that report to `reports`.
     pub(crate) fn maker(&self, side: Side, reports: &Reports) -> Maker<'_> {
-        Maker { config: self.config, side, state_dir: self.state_dir, reports: reports.clone() }
+        let (reports, metrics) = (reports.clone(), self.inbox.metrics.clone());
+        Maker { config: self.config, side, state_dir: self.state_dir, reports, metrics }
     }
 }
 

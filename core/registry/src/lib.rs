@@ -15,7 +15,7 @@
 mod file;
 mod load;
 
-use aventine_api::{Kind, PluginEntry, Upkeep};
+use aventine_api::{Kind, PluginEntry};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -91,11 +91,6 @@ pub fn find(kind: Kind, name: &str) -> Option<&'static PluginEntry> {
 /// The names known for a kind, sorted.
 pub fn names(kind: Kind) -> Vec<&'static str> {
     all().into_iter().filter(|e| e.factory.kind() == kind).map(|e| e.name).collect()
-}
-
-/// What the plugin of this kind and name can do on a host without being made, if anything.
-pub fn upkeep(kind: Kind, name: &str) -> Option<&'static Upkeep> {
-    inventory::iter::<Upkeep>.into_iter().find(|u| u.kind == kind && u.name == name)
 }
 
 /// Loads the shared object `file` and adds its plugins; answers them. Again for the same file: what it has added

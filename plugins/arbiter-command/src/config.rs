@@ -1,5 +1,6 @@
 //! The plugin's keys.
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::units::Quantity;
 use aventine_api::{ConfigError, parse_config};
 use serde::Deserialize;
@@ -9,10 +10,14 @@ use std::time::Duration;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Keys {
+#[schemars(crate = "aventine_api::schemars")]
+pub(crate) struct Keys {
+    /// The program that decides, and its arguments; session and side are in its environment.
     command: Vec<String>,
+    /// The longest that it may run; 10s if not set.
+    #[schemars(with = "Option<aventine_api::DurationText>")]
     timeout: Option<String>,
 }
 

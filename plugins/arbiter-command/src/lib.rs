@@ -53,7 +53,7 @@ mod config;
 mod run;
 
 use aventine_api::{
-    Arbiter, Context, ErrorCode, Factory, PluginEntry, PluginError, SessionId, Side, Verdict,
+    Arbiter, Context, ErrorCode, Factory, PluginEntry, PluginError, SessionId, Side, Verdict, schema,
 };
 use config::Settings;
 use run::{Ended, RunError, Runner};
@@ -66,10 +66,12 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "A program of one's own, such as a fence agent, decides",
         validate: &|text| Settings::parse(text).map(drop),
+        schema: &schema::<config::Keys>,
         factory: Factory::Arbiter(&|text, context| {
             let settings = Settings::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Command::new(settings, &context)))
         }),
+        upkeep: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The plugin's keys.
 
 use crate::tls::TlsFiles;
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{ConfigError, parse_config};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -11,14 +12,21 @@ const MAX_PREFIX: usize = 256;
 /// Each may use up its time limit before a claim is answered.
 const MAX_ENDPOINTS: usize = 9;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Keys {
+#[schemars(crate = "aventine_api::schemars")]
+pub(crate) struct Keys {
+    /// Members of the cluster: `https://10.0.0.1:2379`.
     endpoints: Vec<String>,
+    /// What the names of the keys begin with; `/aventine/` if not set.
     prefix: Option<String>,
+    /// Certificate of the CA that the cluster's certificates are from.
     ca: Option<PathBuf>,
+    /// This host's certificate.
     cert: Option<PathBuf>,
+    /// This host's private key.
     key: Option<PathBuf>,
+    /// Allows `http`: whoever is on the wire can then forge a verdict.
     #[serde(default)]
     unsafe_plaintext: bool,
 }

@@ -38,7 +38,7 @@ mod http;
 mod tls;
 
 use aventine_api::{
-    Arbiter, Context, ErrorCode, Factory, PluginEntry, PluginError, SessionId, Side, Verdict,
+    Arbiter, Context, ErrorCode, Factory, PluginEntry, PluginError, SessionId, Side, Verdict, schema,
 };
 use config::Settings;
 use gateway::{AnswerError, Key};
@@ -52,10 +52,12 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "The first to create a key in an etcd cluster",
         validate: &|text| Settings::parse(text).map(drop),
+        schema: &schema::<config::Keys>,
         factory: Factory::Arbiter(&|text, context| {
             let settings = Settings::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Etcd::new(settings, &context)?))
         }),
+        upkeep: None,
     }
 }
 

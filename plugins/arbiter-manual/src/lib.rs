@@ -24,9 +24,10 @@ mod decision;
 #[doc(hidden)]
 pub mod fuzz;
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{
     Arbiter, ConfigError, Context, ErrorCode, Factory, PluginEntry, PluginError, SessionId, Side, Verdict,
-    parse_config,
+    parse_config, schema,
 };
 use decision::{Decisions, ReadError};
 use serde::Deserialize;
@@ -38,16 +39,20 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "A person decides who owns the guest",
         validate: &|text| parse(text).map(drop),
+        schema: &schema::<Keys>,
         factory: Factory::Arbiter(&|text, context| {
             let decision = parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Manual::new(decision, &context)))
         }),
+        upkeep: None,
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 struct Keys {
+    /// Where a person writes the decision; `verdict` in the state directory if not set.
     decision: Option<String>,
 }
 

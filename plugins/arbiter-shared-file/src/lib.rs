@@ -30,9 +30,10 @@
 pub mod fuzz;
 mod verdict;
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{
     Arbiter, ConfigError, Context, ErrorCode, Factory, PluginEntry, PluginError, SessionId, Side, Verdict,
-    parse_config,
+    parse_config, schema,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -44,16 +45,20 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "The first to link a file in a directory that both hosts see",
         validate: &|text| parse(text).map(drop),
+        schema: &schema::<Keys>,
         factory: Factory::Arbiter(&|text, context| {
             let path = parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(SharedFile::new(&path, &context)?))
         }),
+        upkeep: None,
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 struct Keys {
+    /// A directory that both hosts see.
     path: String,
 }
 

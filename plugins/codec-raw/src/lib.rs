@@ -15,9 +15,10 @@
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{
     Codec, ConfigError, Epoch, ErrorCode, Factory, PAGE_SIZE, PageRun, PageSink, PluginEntry, PluginError,
-    parse_config,
+    parse_config, schema,
 };
 use serde::Deserialize;
 
@@ -27,13 +28,16 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "Pages as they are",
         validate: &validate,
+        schema: &schema::<Keys>,
         factory: Factory::Codec(&|_text, _context| Ok(Box::new(Raw::default()))),
+        upkeep: None,
     }
 }
 
 /// There is nothing to configure.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 struct Keys {}
 
 fn validate(text: &str) -> Result<(), ConfigError> {

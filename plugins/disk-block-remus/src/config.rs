@@ -1,5 +1,6 @@
 //! The plugin's own keys.
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::units::Quantity;
 use aventine_api::{ConfigError, parse_config};
 use serde::Deserialize;
@@ -12,11 +13,17 @@ const DEFAULT_BUFFER: u64 = 256 << 20;
 /// The least lets the largest request of a guest pass without stopping at each.
 const BUFFER_RANGE: RangeInclusive<u64> = 16 << 20..=1 << 40;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Keys {
+#[schemars(crate = "aventine_api::schemars")]
+#[schemars(extend("oneOf" = [{ "required": ["image"] }, { "required": ["spec"] }]))]
+pub(crate) struct Keys {
+    /// The raw image. The primary's must exist; a standby's is made, or overwritten.
     image: Option<PathBuf>,
+    /// The same with a channel of its own: `remus:HOST:PORT|aio:PATH`.
     spec: Option<String>,
+    /// Memory for writes on their way, the same on both hosts; 256MiB if not set.
+    #[schemars(with = "Option<aventine_api::SizeText>")]
     buffer: Option<String>,
 }
 

@@ -38,7 +38,7 @@ mod wire;
 
 use aventine_api::{
     BlockDevice, Context, Disengage, Disk, DiskProgress, DiskStats, Epoch, ErrorCode, Factory, Host,
-    PluginEntry, PluginError, RecordHead, RecordRx, RecordTx, Side,
+    PluginEntry, PluginError, RecordHead, RecordRx, RecordTx, Side, schema,
 };
 use config::Settings;
 use device::{Access, Device};
@@ -61,10 +61,12 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "a local image whose writes reach the standby's image by epoch",
         validate: &|text| config::parse(text).map(drop),
+        schema: &schema::<config::Keys>,
         factory: Factory::Disk(&|text, context| {
             let settings = config::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(BlockRemus::new(settings, context)?))
         }),
+        upkeep: None,
     }
 }
 

@@ -59,7 +59,7 @@ mod watchdog;
 
 use aventine_api::{
     Attachments, ConfigError, Context, ErrorCode, Factory, Guest, GuestEvent, PageBitmap, PluginEntry,
-    PluginError, Region, Side, inventory,
+    PluginError, Region, Side, inventory, schema,
 };
 use error::{CallError, StartError};
 use machine::Machine;
@@ -73,7 +73,9 @@ inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "Stock QEMU, controlled through QMP",
         validate: &validate,
+        schema: &schema::<options::Table>,
         factory: Factory::Guest(&make),
+        upkeep: None,
     }
 }
 

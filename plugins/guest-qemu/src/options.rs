@@ -1,20 +1,24 @@
 //! The user's QEMU command: what of it must be understood, and what cannot be allowed.
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{ConfigError, parse_config};
 use serde::Deserialize;
 use std::path::PathBuf;
 
 /// The keys of a `[guest]` table with `plugin = "qemu"`.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Table {
+#[schemars(crate = "aventine_api::schemars")]
+pub(crate) struct Table {
+    /// QEMU and its options, the same on both hosts. Guest RAM, QMP and the backends of networks and disks are added.
     command: Vec<String>,
     attach: Option<Attach>,
 }
 
 /// A VM that runs already.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 pub(crate) struct Attach {
     /// Unix socket of a QMP monitor that nobody else uses. Relative to the configuration.
     pub(crate) qmp: PathBuf,

@@ -20,7 +20,7 @@ mod detour;
 mod settings;
 mod upkeep;
 
-use aventine_api::{Factory, Kind, PluginEntry, Upkeep, inventory};
+use aventine_api::{Factory, PluginEntry, Upkeep, inventory, schema};
 use settings::Settings;
 
 inventory::submit! {
@@ -29,10 +29,8 @@ inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "holds frames in the kernel, by sch_plug at an IFB to which the guest's tap is redirected",
         validate: &|config| Settings::parse(config).map(drop),
+        schema: &schema::<settings::Keys>,
         factory: Factory::Network(&|config, context| Ok(Box::new(detour::make(config, context)?))),
+        upkeep: Some(Upkeep { probe: &upkeep::probe, reclaim: &upkeep::reclaim }),
     }
-}
-
-inventory::submit! {
-    Upkeep { kind: Kind::Network, name: "ifb", probe: upkeep::probe, reclaim: upkeep::reclaim }
 }

@@ -1,13 +1,18 @@
 //! The plugin's keys.
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{ConfigError, parse_config};
 use aventine_network_kernel::{device_name, limit};
 use serde::Deserialize;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Keys {
+#[schemars(crate = "aventine_api::schemars")]
+pub(crate) struct Keys {
+    /// The guest's tap device, on the bridge of its network; it exists on both hosts.
     device: String,
+    /// Most bytes of frames to hold; 64MiB if not set.
+    #[schemars(with = "Option<aventine_api::SizeText>")]
     limit: Option<String>,
 }
 

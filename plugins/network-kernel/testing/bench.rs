@@ -141,9 +141,12 @@ pub(crate) fn crash() {
 }
 
 /// The plugin's upkeep, for this configuration.
-pub(crate) fn upkeep(name: &str) -> (&'static Upkeep, Premises) {
-    let upkeep = inventory::iter::<Upkeep>.into_iter().find(|u| u.name == name).expect("the plugin has one");
-    (upkeep, Premises { guest: "conformance".into(), id: "net0".into(), config_dir: "/nowhere".into() })
+pub(crate) fn upkeep(name: &str) -> (Upkeep, Premises) {
+    let entry = inventory::iter::<PluginEntry>.into_iter().find(|e| e.name == name).expect("the plugin");
+    (
+        entry.upkeep.expect("the plugin has one"),
+        Premises { guest: "conformance".into(), id: "net0".into(), config_dir: "/nowhere".into() },
+    )
 }
 
 /// Makes a bridge of these taps, and waits until it forwards from the first to the last.

@@ -18,7 +18,7 @@ mod egress;
 mod settings;
 mod upkeep;
 
-use aventine_api::{Factory, Kind, PluginEntry, Upkeep, inventory};
+use aventine_api::{Factory, PluginEntry, Upkeep, inventory, schema};
 use settings::Settings;
 
 inventory::submit! {
@@ -27,10 +27,8 @@ inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "holds frames in the kernel, by sch_plug at the device by which the guest's frames leave",
         validate: &|config| Settings::parse(config).map(drop),
+        schema: &schema::<settings::Keys>,
         factory: Factory::Network(&|config, context| Ok(Box::new(egress::make(config, context)?))),
+        upkeep: Some(Upkeep { probe: &upkeep::probe, reclaim: &upkeep::reclaim }),
     }
-}
-
-inventory::submit! {
-    Upkeep { kind: Kind::Network, name: "plug", probe: upkeep::probe, reclaim: upkeep::reclaim }
 }

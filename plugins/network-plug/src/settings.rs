@@ -1,14 +1,20 @@
 //! The plugin's keys.
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{ConfigError, parse_config};
 use aventine_network_kernel::{device_name, limit};
 use serde::Deserialize;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Keys {
+#[schemars(crate = "aventine_api::schemars")]
+pub(crate) struct Keys {
+    /// The guest's tap device, on the bridge of its network; it exists on both hosts.
     device: String,
+    /// The device by which the guest's frames, and no others, leave; the bridge's other port if not set.
     egress: Option<String>,
+    /// Most bytes of frames to hold; 64MiB if not set.
+    #[schemars(with = "Option<aventine_api::SizeText>")]
     limit: Option<String>,
 }
 

@@ -39,7 +39,7 @@ mod wire;
 
 use aventine_api::{
     Context, Disengage, Epoch, ErrorCode, Factory, NetAttachment, NetworkBuffer, NetworkStats, PluginEntry,
-    PluginError, RecordRx, RecordTx, Side, inventory,
+    PluginError, RecordRx, RecordTx, Side, inventory, schema,
 };
 use buffer::{Buffer, Mode};
 use copier::Copier;
@@ -57,7 +57,9 @@ inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "holds frames in this process, between a QEMU stream netdev and a tap or a unix stream socket",
         validate: &|config| Settings::parse(config).map(drop),
+        schema: &schema::<settings::Keys>,
         factory: Factory::Network(&|config, context| Ok(Box::new(Userspace::new(config, context)?))),
+        upkeep: None,
     }
 }
 

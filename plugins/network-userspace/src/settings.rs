@@ -1,5 +1,6 @@
 //! The plugin's keys.
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::units::Quantity;
 use aventine_api::{ConfigError, ConfigProblem, parse_config};
 use serde::Deserialize;
@@ -9,19 +10,25 @@ use std::path::PathBuf;
 const DEFAULT_LIMIT: u64 = 64 << 20;
 const LIMIT_RANGE: RangeInclusive<u64> = 1 << 20..=64 << 30;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Keys {
-    /// The same as `uplink = { tap = … }`, as the other network plugins name it.
+#[schemars(crate = "aventine_api::schemars")]
+#[schemars(extend("oneOf" = [{ "required": ["device"] }, { "required": ["uplink"] }]))]
+pub(crate) struct Keys {
+    /// A tap device on the bridge of the guest's network, existing on both hosts. The same as `uplink = { tap = … }`.
     device: Option<String>,
     uplink: Option<UplinkKey>,
+    /// The socket on which a VM that runs already listens for its network (see `attach` of the guest).
     guest: Option<PathBuf>,
+    /// Most bytes of frames to hold; 64MiB if not set.
+    #[schemars(with = "Option<aventine_api::SizeText>")]
     limit: Option<String>,
 }
 
 /// Where frames go to and come from.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(crate = "aventine_api::schemars")]
 pub(crate) enum UplinkKey {
     /// An existing tap device.
     Tap(String),

@@ -9,9 +9,10 @@
 //! average) and raises the cost: the guest pauses more often and pages that are written often are sent more often.
 #![forbid(unsafe_code)]
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::units::Quantity;
 use aventine_api::{
-    ConfigError, EpochPolicy, EpochStats, ErrorCode, Factory, PluginEntry, PluginError, parse_config,
+    ConfigError, EpochPolicy, EpochStats, ErrorCode, Factory, PluginEntry, PluginError, parse_config, schema,
 };
 use serde::Deserialize;
 use std::time::Duration;
@@ -22,9 +23,11 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "Epochs of one length",
         validate: &|text| Fixed::parse(text).map(drop),
+        schema: &schema::<Keys>,
         factory: Factory::Policy(&|text, _context| {
             Ok(Box::new(Fixed::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?))
         }),
+        upkeep: None,
     }
 }
 
@@ -32,9 +35,12 @@ const DEFAULT: Duration = Duration::from_millis(25);
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(10);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 struct Keys {
+    /// From the start of one pause to the start of the next, 1ms to 10s; 25ms if not set.
+    #[schemars(with = "Option<aventine_api::DurationText>")]
     interval: Option<String>,
 }
 

@@ -2,12 +2,13 @@
 //! This program has no plugin built in.
 
 use aventine_api::{
-    ConfigProblem, Context, Epoch, EpochStats, ErrorCode, Factory, Host, Kind, PageRun, PluginEntry,
-    PluginError, Side,
+    ConfigProblem, Context, Epoch, EpochStats, ErrorCode, Factory, Host, Kind, Metric, OpenEpoch, PageRun,
+    PluginEntry, PluginError, Side,
 };
 use aventine_registry::{LoadError, Origin, Trust};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -24,7 +25,21 @@ fn load(name: &str) -> Result<Vec<&'static PluginEntry>, LoadError> {
 
 /// Keeps what plugins report.
 #[derive(Default)]
-struct Reports(Mutex<Vec<String>>);
+struct Reports(Mutex<Vec<String>>, Arc<Count>);
+
+/// The one metric that there is.
+#[derive(Default)]
+struct Count(AtomicU64);
+
+impl Metric for Count {
+    fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+}
 
 impl Host for Reports {
     fn request_epoch(&self) {}
@@ -33,6 +48,11 @@ impl Host for Reports {
 
     fn failed(&self, error: PluginError) {
         self.0.lock().unwrap().push(format!("{:?} {}", error.code(), error.chain()));
+    }
+
+    fn metric(&self, name: &str, help: &str) -> Arc<dyn Metric> {
+        assert_eq!((name, help), ("asked_total", "how often an interval was asked for"));
+        Arc::clone(&self.1) as Arc<dyn Metric>
     }
 }
 
@@ -96,6 +116,9 @@ fn every_built_in_loads_and_complains_at_the_key() {
                 ),
             "{name}: {error}"
         );
+        let schema = (entry.schema)();
+        assert!(schema.contains("\"additionalProperties\":false"), "{name}: {schema}");
+        assert_eq!(entry.upkeep.is_some(), ["plug", "ifb"].contains(&name), "{name}");
     }
     let fixed = load("aventine_policy_fixed").unwrap()[0];
     let error = (fixed.validate)("interval = '99min'").unwrap_err();
@@ -162,10 +185,14 @@ fn a_plugin_that_panics_is_dead_is_reported_once_and_is_in_the_log() {
         let Factory::Policy(make) = entry.factory else { panic!("a policy") };
         let mut policy = make("after = 2", context(dir.path(), &reports)).unwrap();
         let last = EpochStats { dirty_pages: 9, ..EpochStats::default() };
+        let waiting = OpenEpoch { age: Duration::from_micros(70), held_frames: 1, held_bytes: 60 };
+        assert_eq!(policy.again(&waiting), Some(waiting.age));
+        assert_eq!(policy.again(&OpenEpoch { held_frames: 0, ..waiting }), None);
         for _ in 0..4 {
             assert_eq!(policy.interval(&last), Duration::from_millis(25));
         }
     });
+    assert_eq!(reports.1.0.load(Ordering::Relaxed), 3, "a dead plugin is not called");
     let reports = reports.0.lock().unwrap();
     let [report] = reports.as_slice() else { panic!("one report: {reports:?}") };
     assert_eq!(report, "Internal The plugin panicked and is not called any more: enough epochs");

@@ -18,9 +18,10 @@ mod trace;
 
 pub use trace::{Entry, Reader, TraceError};
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{
     Channel, ChannelRx, ChannelTx, ErrorCode, Factory, Link, LinkAbort, Listener, PluginEntry, PluginError,
-    Transport, parse_config,
+    Transport, parse_config, schema,
 };
 use serde::Deserialize;
 use std::fs::{File, OpenOptions};
@@ -38,16 +39,20 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "Writes the checkpoint stream to a file, for `aventine replay`; protects nothing",
         validate: &|text| parse_config::<Keys>(text).map(drop),
+        schema: &schema::<Keys>,
         factory: Factory::Transport(&|text, context| {
             let keys: Keys = parse_config(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Recorder { path: context.config_dir.join(keys.path) }))
         }),
+        upkeep: None,
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 struct Keys {
+    /// The trace's file; must not exist yet.
     path: PathBuf,
 }
 

@@ -1,6 +1,7 @@
 //! The plugin's keys.
 
 use crate::tls::TlsFiles;
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{ConfigError, parse_config};
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
@@ -9,29 +10,41 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Keys {
+#[schemars(crate = "aventine_api::schemars")]
+#[schemars(extend("oneOf" = [{ "required": ["tls"] }, { "required": ["unsafe_plaintext"] }]))]
+pub(crate) struct Keys {
+    /// Where the standby listens: `0.0.0.0:7400`.
     listen: Option<String>,
+    /// The other host as `HOST:PORT`, or a list that names both hosts.
     peer: Option<Peers>,
+    /// How the hosts prove to each other who they are; `aventine keys` makes the files.
     tls: Option<TlsKeys>,
+    /// No encryption: whoever reaches the wire can read and change the guest's memory.
     #[serde(default)]
     unsafe_plaintext: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(crate = "aventine_api::schemars")]
 #[serde(untagged, expecting = "an address, or a list with the addresses of both hosts")]
 enum Peers {
     One(String),
     Both(Vec<String>),
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 struct TlsKeys {
+    /// The CA's certificate.
     ca: PathBuf,
+    /// This host's certificate.
     cert: PathBuf,
+    /// This host's private key.
     key: PathBuf,
+    /// Names of the two hosts: no other of the same CA is let in. All are, if not set.
     #[serde(default)]
     nodes: Vec<String>,
 }

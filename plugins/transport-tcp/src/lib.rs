@@ -51,7 +51,7 @@ mod own;
 mod tls;
 mod wire;
 
-use aventine_api::{ErrorCode, Factory, Link, Listener, PluginEntry, PluginError, Transport};
+use aventine_api::{ErrorCode, Factory, Link, Listener, PluginEntry, PluginError, Transport, schema};
 use config::{Address, Settings};
 use conn::Security;
 use std::time::{Duration, Instant};
@@ -63,6 +63,7 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "One TCP connection for each channel, with TLS 1.3",
         validate: &|text| Settings::parse(text).map(drop),
+        schema: &schema::<config::Keys>,
         factory: Factory::Transport(&|text, context| {
             let settings = Settings::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             let security = match &settings.tls {
@@ -74,6 +75,7 @@ aventine_api::inventory::submit! {
             };
             Ok(Box::new(Tcp { settings, security }))
         }),
+        upkeep: None,
     }
 }
 

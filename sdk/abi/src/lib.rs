@@ -16,7 +16,7 @@
 //! - [`v1`] never changes once it is released (a test pins its layout); a `v2` is added beside it.
 //! - No panic crosses the boundary: what one side calls on the other is an [`v1`] object, and each of its methods
 //!   catches. A plugin's object that panicked is dead: it answers an error from then on, and the plugin's code is not
-//!   called any more, but for its `Drop`.
+//!   called any more, but for its `disengage` and its `Drop`.
 //! - What can be read without running any code of the plugin is the [`Descriptor`] in its file.
 //! - Errors and answers are values without pointers; slices are lent for the time of a call.
 //!

@@ -1,4 +1,6 @@
-use crate::{Arbiter, Codec, Context, Disk, EpochPolicy, Guest, NetworkBuffer, PluginError, Transport};
+use crate::{
+    Arbiter, Codec, Context, Disk, EpochPolicy, Guest, NetworkBuffer, PluginError, Transport, Upkeep,
+};
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 use std::fmt;
@@ -95,8 +97,12 @@ pub struct PluginEntry {
     pub summary: &'static str,
     /// Checks the plugin's configuration text (TOML, without the `plugin` and `id` keys). Pure: touches nothing.
     pub validate: Validate,
+    /// JSON Schema of that text as a table: [`schema`](crate::schema) makes it. Pure.
+    pub schema: &'static (dyn Fn() -> String + Send + Sync),
     /// Makes the plugin.
     pub factory: Factory,
+    /// What it needs of a host and may leave behind there; `None` for most plugins.
+    pub upkeep: Option<Upkeep>,
 }
 
 inventory::collect!(PluginEntry);

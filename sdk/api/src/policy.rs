@@ -14,9 +14,29 @@ pub struct EpochStats {
     pub commit: Duration,
 }
 
+/// The epoch that is open now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct OpenEpoch {
+    /// Time since the start of the last pause.
+    pub age: Duration,
+    /// Frames that the network buffers hold, those of sealed epochs among them.
+    pub held_frames: u64,
+    /// Bytes of these frames.
+    pub held_bytes: u64,
+}
+
 /// Decides when the next epoch ends.
 pub trait EpochPolicy: Send {
     /// Time from the start of the last pause to the start of the next. Called once an epoch, guest running. The
     /// engine pauses earlier when a buffer asks for it, later when buffers or the link are full.
     fn interval(&mut self, last: &EpochStats) -> Duration;
+
+    /// Asked between two pauses, guest running, for the first time directly after [`EpochPolicy::interval`]: the time until
+    /// it is asked again, at least 100 us; zero ends the epoch now, `None` (the default) leaves it to the interval. Never
+    /// blocks. Not called in a replay of a trace that has no frames.
+    fn again(&mut self, open: &OpenEpoch) -> Option<Duration> {
+        let _ = open;
+        None
+    }
 }

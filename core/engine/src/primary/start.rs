@@ -150,6 +150,7 @@ impl<'a> Loop<'a> {
             paused_at: now,
             reported: now,
             early: false,
+            ask_again: None,
             last: EpochStats::default(),
             floor: None,
             after_alone: None,

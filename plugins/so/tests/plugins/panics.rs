@@ -6,10 +6,13 @@
 //! after = 10           # calls
 //! ```
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::{
-    ConfigError, EpochPolicy, EpochStats, ErrorCode, Factory, PluginEntry, PluginError, parse_config,
+    ConfigError, EpochPolicy, EpochStats, ErrorCode, Factory, Host, Metric, OpenEpoch, PluginEntry,
+    PluginError, parse_config, schema,
 };
 use serde::Deserialize;
+use std::sync::Arc;
 use std::time::Duration;
 
 aventine_abi::export_plugin!();
@@ -20,14 +23,19 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "panics after some epochs",
         validate: &|text| Panics::parse(text).map(drop),
-        factory: Factory::Policy(&|text, _context| {
-            Ok(Box::new(Panics::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?))
+        schema: &schema::<Panics>,
+        factory: Factory::Policy(&|text, context| {
+            let Panics { after } = Panics::parse(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
+            let asked = context.host.metric("asked_total", "how often an interval was asked for");
+            Ok(Box::new(Policy { after, asked, began: context.host.now(), host: context.host }))
         }),
+        upkeep: None,
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 struct Panics {
     after: u32,
 }
@@ -40,10 +48,23 @@ impl Panics {
     }
 }
 
-impl EpochPolicy for Panics {
+struct Policy {
+    after: u32,
+    asked: Arc<dyn Metric>,
+    host: Arc<dyn Host>,
+    began: Duration,
+}
+
+impl EpochPolicy for Policy {
     fn interval(&mut self, _last: &EpochStats) -> Duration {
+        self.asked.add(1);
+        assert!(self.host.now() >= self.began, "the engine's clock goes back");
         tracing::info!(left = self.after, "asked for an interval");
         self.after = self.after.checked_sub(1).expect("enough epochs");
         Duration::from_millis(25)
+    }
+
+    fn again(&mut self, open: &OpenEpoch) -> Option<Duration> {
+        (open.held_frames > 0).then_some(open.age)
     }
 }

@@ -129,7 +129,8 @@ impl DiskV1 for Exported<Box<dyn Disk>> {
     }
 
     fn block(&self) -> Answer<BlockArc> {
-        self.ask(|d| BlockV1_TO::from_ptr(RArc::new(self.part(d.block())), sabi_trait::TD_Opaque))
+        // Not a part of the disk: when epochs can no longer be sealed, the guest still reads and writes.
+        self.ask(|d| BlockV1_TO::from_ptr(RArc::new(Exported::new(d.block())), sabi_trait::TD_Opaque))
     }
 
     fn replicate(&mut self, tx: RecordTxBox) -> Answer<()> {
@@ -156,7 +157,7 @@ impl DiskV1 for Exported<Box<dyn Disk>> {
     }
 
     fn disengage(&mut self, why: u8) -> Answer<()> {
-        self.call(|d| d.disengage(disengage(why)?))
+        self.last_call(|d| d.disengage(disengage(why)?))
     }
 
     fn receive(&mut self, rx: RecordRxBox) -> Answer<()> {

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A native value that the other side calls. `P` points to it: a `Box`, an `Arc` or a reference.
 ///
-/// Once a call has panicked, every later call on it, and on whatever came out of it, answers an error.
+/// Once a call has panicked, every later call on it, and on whatever came out of it, answers an error, but for those that end
+/// protection.
 pub(super) struct Exported<P> {
     inner: ManuallyDrop<P>,
     dead: Arc<AtomicBool>,
@@ -48,6 +49,20 @@ impl<P: Deref> Exported<P> {
         P: DerefMut,
     {
         caught(&self.dead, || call(&mut self.inner))
+    }
+
+    /// A call by the owner that is made even of a dead value: what gives the guest back what was taken from it.
+    pub(super) fn last_call<R>(
+        &mut self,
+        call: impl FnOnce(&mut P::Target) -> Result<R, PluginError>,
+    ) -> Answer<R>
+    where
+        P: DerefMut,
+    {
+        let panicked = AtomicBool::new(false);
+        let answer = caught(&panicked, || call(&mut self.inner));
+        self.dead.fetch_or(panicked.into_inner(), Ordering::AcqRel);
+        answer
     }
 }
 

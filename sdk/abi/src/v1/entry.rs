@@ -6,7 +6,7 @@ use super::codec::{CodecBox, Encoding, ImportedCodec};
 use super::disk::{DiskBox, DiskV1_TO, ImportedDisk};
 use super::edge::{Exported, caught, known};
 use super::guest::{GuestBox, ImportedGuest, Lending};
-use super::host::ContextV1;
+use super::host::{ContextV1, PremisesV1};
 use super::log::{LogBox, forward};
 use super::network::{ImportedNetwork, NetworkBox, NetworkV1_TO};
 use super::policy::{ImportedPolicy, PolicyBox, PolicyV1_TO};
@@ -17,7 +17,7 @@ use abi_stable::std_types::{RBox, RErr, ROk, ROption, RStr, RString, RVec};
 use abi_stable::{StableAbi, package_version_strings, sabi_trait};
 use aventine_api::{
     Arbiter, Codec, ConfigError, ConfigProblem, Context, Disk, EpochPolicy, Factory, Guest, Kind,
-    NetworkBuffer, PluginEntry, PluginError, Transport,
+    NetworkBuffer, PluginEntry, PluginError, Premises, Transport, Upkeep,
 };
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -50,6 +50,8 @@ pub struct DescriptionV1 {
     pub name: RString,
     pub version: RString,
     pub summary: RString,
+    /// Whether it has an [`Upkeep`].
+    pub upkeep: bool,
 }
 
 /// [`ConfigError`]: 1 is an unknown key, 2 a missing one, 3 a bad value.
@@ -82,37 +84,46 @@ pub enum InstanceV1 {
 pub trait EntryV1: Send + Sync {
     fn describe(&self) -> Answer<DescriptionV1>;
     fn validate(&self, config: RStr<'_>) -> Answer<ROption<ConfigErrorV1>>;
+    fn schema(&self) -> Answer<RString>;
     fn make(&self, config: RStr<'_>, context: ContextV1) -> Answer<InstanceV1>;
+    fn probe(&self, config: RStr<'_>, premises: PremisesV1) -> Answer<RVec<RString>>;
+    fn reclaim(&self, config: RStr<'_>, premises: PremisesV1) -> Answer<RVec<RString>>;
 }
 
 pub(super) type EntryBox = EntryV1_TO<'static, RBox<()>>;
 
+fn texts(texts: Vec<String>) -> RVec<RString> {
+    texts.into_iter().map(RString::from).collect()
+}
+
+fn native_texts(texts: RVec<RString>) -> Vec<String> {
+    texts.into_iter().map(RString::into_string).collect()
+}
+
 impl From<ConfigError> for ConfigErrorV1 {
     fn from(error: ConfigError) -> ConfigErrorV1 {
-        let all = |texts: Vec<String>| texts.into_iter().map(RString::from).collect();
         let (problem, text, known, help) = match error.problem {
             ConfigProblem::UnknownKey { key, known } => (1, key, known, None),
             ConfigProblem::MissingKey { key } => (2, key, Vec::new(), None),
             ConfigProblem::BadValue { message, help } => (3, message, Vec::new(), help),
         };
         let help = help.map(RString::from).into();
-        ConfigErrorV1 { path: all(error.path), problem, text: text.into(), known: all(known), help }
+        ConfigErrorV1 { path: texts(error.path), problem, text: text.into(), known: texts(known), help }
     }
 }
 
 impl From<ConfigErrorV1> for ConfigError {
     fn from(error: ConfigErrorV1) -> ConfigError {
-        let all = |texts: RVec<RString>| texts.into_iter().map(RString::into_string).collect();
         let text = error.text.into_string();
         let problem = match error.problem {
-            1 => ConfigProblem::UnknownKey { key: text, known: all(error.known) },
+            1 => ConfigProblem::UnknownKey { key: text, known: native_texts(error.known) },
             2 => ConfigProblem::MissingKey { key: text },
             _ => {
                 let help = error.help.into_option().map(RString::into_string);
                 ConfigProblem::BadValue { message: text, help }
             }
         };
-        ConfigError { path: all(error.path), problem }
+        ConfigError { path: native_texts(error.path), problem }
     }
 }
 
@@ -158,6 +169,7 @@ impl EntryV1 for OwnEntry {
                 name: self.0.name.into(),
                 version: self.0.version.into(),
                 summary: self.0.summary.into(),
+                upkeep: self.0.upkeep.is_some(),
             })
         })
     }
@@ -166,8 +178,22 @@ impl EntryV1 for OwnEntry {
         OwnEntry::answer(|| Ok((self.0.validate)(config.as_str()).err().map(ConfigErrorV1::from).into()))
     }
 
+    fn schema(&self) -> Answer<RString> {
+        OwnEntry::answer(|| Ok((self.0.schema)().into()))
+    }
+
     fn make(&self, config: RStr<'_>, context: ContextV1) -> Answer<InstanceV1> {
         OwnEntry::answer(|| make(self.0, config.as_str(), context.native()?))
+    }
+
+    fn probe(&self, config: RStr<'_>, premises: PremisesV1) -> Answer<RVec<RString>> {
+        let probe = |u: Upkeep| (u.probe)(config.as_str(), &premises.native());
+        OwnEntry::answer(|| Ok(texts(self.0.upkeep.map(probe).unwrap_or_default())))
+    }
+
+    fn reclaim(&self, config: RStr<'_>, premises: PremisesV1) -> Answer<RVec<RString>> {
+        let reclaim = |u: Upkeep| (u.reclaim)(config.as_str(), &premises.native());
+        OwnEntry::answer(|| Ok(texts(self.0.upkeep.map(reclaim).transpose()?.unwrap_or_default())))
     }
 }
 
@@ -203,7 +229,7 @@ macro_rules! imported {
 /// The native form of a loaded entry. It lives as long as the process, as all code of a shared object does.
 pub fn import(entry: EntryBox) -> Result<PluginEntry, PluginError> {
     let entry: &'static EntryBox = Box::leak(Box::new(entry));
-    let DescriptionV1 { kind: number, name, version, summary } = native(entry.describe())?;
+    let DescriptionV1 { kind: number, name, version, summary, upkeep } = native(entry.describe())?;
     let kind = known(KINDS.into_iter().find(|k| *k as u8 == number), "a kind of plugin", number)?;
     let factory = match kind {
         Kind::Guest => imported!(Guest, dyn Guest, entry, |object, host| ImportedGuest::new(object, host)),
@@ -227,13 +253,28 @@ pub fn import(entry: EntryBox) -> Result<PluginEntry, PluginError> {
         ROk(ROption::RSome(error)) => Err(error.into()),
         RErr(error) => Err(ConfigError::bad_value(&[], PluginError::from(error).chain(), None)),
     };
+    let schema = move || native(entry.schema()).map_or_else(|_| "true".to_owned(), RString::into_string);
     Ok(PluginEntry {
         name: String::leak(name.into_string()),
         version: String::leak(version.into_string()),
         summary: String::leak(summary.into_string()),
         validate: Box::leak(Box::new(validate)),
+        schema: Box::leak(Box::new(schema)),
         factory,
+        upkeep: upkeep.then(|| imported_upkeep(entry)),
     })
+}
+
+fn imported_upkeep(entry: &'static EntryBox) -> Upkeep {
+    let probe =
+        move |config: &str, premises: &Premises| match native(entry.probe(config.into(), premises.into())) {
+            Ok(found) => native_texts(found),
+            Err(error) => vec![error.chain()],
+        };
+    let reclaim = move |config: &str, premises: &Premises| {
+        native(entry.reclaim(config.into(), premises.into())).map(native_texts)
+    };
+    Upkeep { probe: Box::leak(Box::new(probe)), reclaim: Box::leak(Box::new(reclaim)) }
 }
 
 /// The same plugin behind both adapters, in one program: what a loaded plugin is, without the loading.

@@ -1,10 +1,10 @@
 //! What a plugin gets from its host.
 
-use super::answer::{Answer, ErrorV1};
+use super::answer::{Answer, ErrorV1, native};
 use super::edge::{Exported, known};
-use abi_stable::std_types::{RArc, RString, RVec};
+use abi_stable::std_types::{RArc, RStr, RString, RVec};
 use abi_stable::{StableAbi, sabi_trait};
-use aventine_api::{Context, Disengage, Epoch, Host, PluginError, Side};
+use aventine_api::{Context, Disengage, Epoch, Host, Metric, PluginError, Premises, Side};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,19 @@ pub trait HostV1: Send + Sync {
     fn request_epoch(&self) -> Answer<()>;
     fn staged(&self, epoch: u64) -> Answer<()>;
     fn failed(&self, error: ErrorV1) -> Answer<()>;
+    /// In nanoseconds.
+    fn now(&self) -> Answer<u64>;
+    fn metric(&self, name: RStr<'_>, help: RStr<'_>) -> Answer<MetricArc>;
 }
+
+/// [`Metric`]
+#[sabi_trait]
+pub trait MetricV1: Send + Sync {
+    fn set(&self, value: u64) -> Answer<()>;
+    fn add(&self, more: u64) -> Answer<()>;
+}
+
+pub(super) type MetricArc = MetricV1_TO<'static, RArc<()>>;
 
 pub(super) type HostArc = HostV1_TO<'static, RArc<()>>;
 
@@ -32,6 +44,40 @@ impl HostV1 for Exported<Arc<dyn Host>> {
 
     fn failed(&self, error: ErrorV1) -> Answer<()> {
         self.ask(|h| h.failed(error.into()))
+    }
+
+    fn now(&self) -> Answer<u64> {
+        self.ask(|h| nanos(h.now()))
+    }
+
+    fn metric(&self, name: RStr<'_>, help: RStr<'_>) -> Answer<MetricArc> {
+        self.ask(|h| {
+            let metric = Exported::new(h.metric(name.as_str(), help.as_str()));
+            MetricV1_TO::from_ptr(RArc::new(metric), sabi_trait::TD_Opaque)
+        })
+    }
+}
+
+impl MetricV1 for Exported<Arc<dyn Metric>> {
+    fn set(&self, value: u64) -> Answer<()> {
+        self.ask(|m| m.set(value))
+    }
+
+    fn add(&self, more: u64) -> Answer<()> {
+        self.ask(|m| m.add(more))
+    }
+}
+
+/// A metric that the host could not give is lost with the host.
+struct ImportedMetric(Option<MetricArc>);
+
+impl Metric for ImportedMetric {
+    fn set(&self, value: u64) {
+        let _ = self.0.as_ref().map(|m| m.set(value));
+    }
+
+    fn add(&self, more: u64) {
+        let _ = self.0.as_ref().map(|m| m.add(more));
     }
 }
 
@@ -49,6 +95,14 @@ impl Host for ImportedHost {
 
     fn failed(&self, error: PluginError) {
         let _ = self.0.failed(ErrorV1::from(&error));
+    }
+
+    fn now(&self) -> Duration {
+        native(self.0.now()).map(Duration::from_nanos).unwrap_or_default()
+    }
+
+    fn metric(&self, name: &str, help: &str) -> Arc<dyn Metric> {
+        Arc::new(ImportedMetric(native(self.0.metric(name.into(), help.into())).ok()))
     }
 }
 
@@ -87,6 +141,29 @@ impl ContextV1 {
             config_dir: path(self.config_dir),
             host: Arc::new(ImportedHost(self.host)),
         })
+    }
+}
+
+/// [`Premises`]
+#[derive(StableAbi)]
+#[repr(C)]
+pub struct PremisesV1 {
+    guest: RString,
+    id: RString,
+    config_dir: RVec<u8>,
+}
+
+impl From<&Premises> for PremisesV1 {
+    fn from(premises: &Premises) -> PremisesV1 {
+        let Premises { guest, id, config_dir } = premises;
+        PremisesV1 { guest: guest.as_str().into(), id: id.as_str().into(), config_dir: bytes(config_dir) }
+    }
+}
+
+impl PremisesV1 {
+    pub(super) fn native(self) -> Premises {
+        let (guest, id) = (self.guest.into_string(), self.id.into_string());
+        Premises { guest, id, config_dir: path(self.config_dir) }
     }
 }
 

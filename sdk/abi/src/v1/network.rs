@@ -108,7 +108,7 @@ impl NetworkV1 for Exported<Box<dyn NetworkBuffer>> {
     }
 
     fn disengage(&mut self, why: u8) -> Answer<()> {
-        self.call(|n| n.disengage(disengage(why)?))
+        self.last_call(|n| n.disengage(disengage(why)?))
     }
 
     fn receive(&mut self, rx: RecordRxBox) -> Answer<()> {
@@ -211,5 +211,67 @@ impl NetworkBuffer for ImportedNetwork {
             uncopied_frames: s.uncopied_frames,
         });
         self.reporter.or(answer, NetworkStats::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi_stable::sabi_trait;
+    use aventine_api::ErrorCode;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Panics in `seal`, and the second time that it is disengaged.
+    struct Panicking(Arc<AtomicU32>);
+
+    impl NetworkBuffer for Panicking {
+        fn depth(&self) -> u32 {
+            1
+        }
+        fn attachment(&self) -> NetAttachment {
+            NetAttachment::Tap("tap0".into())
+        }
+        fn engage(&mut self) -> Result<(), PluginError> {
+            Ok(())
+        }
+        fn seal(&mut self, _: Epoch) -> Result<(), PluginError> {
+            panic!("a defect")
+        }
+        fn release(&mut self, _: Epoch) -> Result<(), PluginError> {
+            unreachable!("a dead plugin is not called")
+        }
+        fn disengage(&mut self, _: Disengage) -> Result<(), PluginError> {
+            assert_eq!(self.0.fetch_add(1, Ordering::Relaxed), 0, "another defect");
+            Ok(())
+        }
+        fn activate(&mut self, _: Epoch) -> Result<(), PluginError> {
+            Ok(())
+        }
+        fn stats(&self) -> NetworkStats {
+            NetworkStats::default()
+        }
+    }
+
+    struct Deaf;
+
+    impl Host for Deaf {
+        fn request_epoch(&self) {}
+        fn staged(&self, _: Epoch) {}
+        fn failed(&self, _: PluginError) {}
+    }
+
+    #[test]
+    fn a_dead_buffer_can_still_give_the_guest_its_network_back() {
+        let disengaged = Arc::new(AtomicU32::new(0));
+        let native: Box<dyn NetworkBuffer> = Box::new(Panicking(Arc::clone(&disengaged)));
+        let object = NetworkV1_TO::from_value(Exported::new(native), sabi_trait::TD_Opaque);
+        let host: Arc<dyn Host> = Arc::new(Deaf);
+        let mut buffer = ImportedNetwork::new(object, &host).unwrap();
+        buffer.engage().unwrap();
+        assert!(buffer.seal(Epoch(1)).unwrap_err().chain().ends_with("a defect"));
+        assert_eq!(buffer.release(Epoch(1)).unwrap_err().code(), ErrorCode::Internal);
+        buffer.disengage(Disengage::Owner).unwrap();
+        assert_eq!(disengaged.load(Ordering::Relaxed), 1);
+        assert!(buffer.disengage(Disengage::Owner).unwrap_err().chain().contains("another defect"));
     }
 }
