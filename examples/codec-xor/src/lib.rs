@@ -22,10 +22,11 @@
 //! longer than its pages and 13 bytes for each run.
 #![forbid(unsafe_code)]
 
+use aventine_api::schemars::JsonSchema;
 use aventine_api::units::Quantity;
 use aventine_api::{
     Codec, ConfigError, Epoch, ErrorCode, Factory, PAGE_SIZE, PageRun, PageSink, PluginEntry, PluginError,
-    parse_config,
+    parse_config, schema,
 };
 use serde::Deserialize;
 
@@ -37,16 +38,21 @@ aventine_api::inventory::submit! {
         version: env!("CARGO_PKG_VERSION"),
         summary: "The words of a page that changed since it was last sent",
         validate: &|text| slots(text).map(drop),
+        schema: &schema::<Keys>,
         factory: Factory::Codec(&|text, _| {
             let slots = slots(text).map_err(|e| PluginError::new(ErrorCode::Config, e))?;
             Ok(Box::new(Xor { tags: vec![0; slots], pages: vec![0; slots * PAGE_SIZE], packed: Vec::new() }))
         }),
+        upkeep: None,
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(crate = "aventine_api::schemars")]
 struct Keys {
+    /// Memory of the primary for pages as they were last sent, 4MiB to 64GiB; 64MiB if not set.
+    #[schemars(with = "Option<aventine_api::SizeText>")]
     reference: Option<String>,
 }
 

@@ -1,13 +1,96 @@
-//! A link and its channels.
+//! A link, its connections and its channels.
 
-use crate::{call, failed, next};
+use crate::{LOOK, failed};
 use aventine_api::{Channel, ChannelRx, ChannelTx, ErrorCode, Link, LinkAbort, PluginError};
-use std::io::{self, IoSlice, Read, Write};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
+
+/// What a connection begins with: the number of its link, then the name of its channel, padded.
+#[derive(PartialEq)]
+pub(crate) struct Call([u8; 64]);
+
+impl Call {
+    pub(crate) fn new(link: u64, name: &str) -> Call {
+        let mut bytes = link.to_le_bytes().into_iter().chain(name.bytes());
+        Call(std::array::from_fn(|_| bytes.next().unwrap_or(0)))
+    }
+
+    pub(crate) fn link(&self) -> u64 {
+        u64::from_le_bytes(std::array::from_fn(|at| self.0[at]))
+    }
+
+    /// Connects to the standby.
+    pub(crate) fn make(&self, path: &Path) -> io::Result<UnixStream> {
+        let mut socket = UnixStream::connect(path)?;
+        socket.write_all(&self.0).map(|()| socket)
+    }
+}
+
+/// The next connection and what it begins with; `None` when none came until `end`.
+pub(crate) fn next(door: &UnixListener, end: Instant) -> io::Result<Option<(Call, UnixStream)>> {
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        set_socket_timeout(door, Timeout::Recv, Some(left.max(Duration::from_millis(1))))?;
+        let (mut call, came) = (Call([0; 64]), door.accept());
+        match came {
+            Ok((mut socket, _)) => {
+                socket.set_read_timeout(Some(LOOK))?;
+                match socket.read_exact(&mut call.0).and_then(|()| socket.set_read_timeout(None)) {
+                    Ok(()) => return Ok(Some((call, socket))),
+                    Err(error) => tracing::debug!(%error, "a stranger was sent away"),
+                }
+            }
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Makes, or waits for, one more connection of a link.
+type More = Box<dyn FnMut(Call, Instant) -> io::Result<UnixStream> + Send>;
+
+pub(crate) struct UnixLink {
+    number: u64,
+    /// Until it is opened.
+    control: Option<UnixStream>,
+    more: More,
+    ends: Arc<Ends>,
+}
+
+impl UnixLink {
+    pub(crate) fn new(number: u64, control: UnixStream, more: More) -> UnixLink {
+        UnixLink { number, control: Some(control), more, ends: Arc::new(Ends(Mutex::new(Some(Vec::new())))) }
+    }
+}
+
+impl Link for UnixLink {
+    fn open(&mut self, name: &str, _: Option<&str>, limit: Duration) -> Result<Channel, PluginError> {
+        let control = self.control.take_if(|_| name == "control").map(Ok);
+        let call = || (self.more)(Call::new(self.number, name), Instant::now() + limit);
+        let socket = Arc::new(control.unwrap_or_else(call).map_err(|e| match e.kind() {
+            ErrorKind::TimedOut => failed(ErrorCode::TimedOut, "the primary has not opened the channel")(e),
+            _ => failed(ErrorCode::PeerLost, "the channel cannot be opened")(e),
+        })?);
+        self.ends.with(|sockets| sockets.iter_mut().for_each(|all| all.push(Arc::downgrade(&socket))));
+        let half = || Box::new(Half { socket: Arc::clone(&socket), ends: Arc::clone(&self.ends) });
+        half().done(Ok(()))?;
+        Ok((half(), half()))
+    }
+
+    fn aborter(&self) -> Arc<dyn LinkAbort> {
+        Arc::clone(&self.ends) as Arc<dyn LinkAbort>
+    }
+
+    fn peer(&self) -> String {
+        format!("the other process, link {:x}", self.number)
+    }
+}
 
 /// The sockets of a link's channels; `None` once it was ended. Weak: a channel ends when both its halves are dropped.
 struct Ends(Mutex<Option<Vec<Weak<UnixStream>>>>);
@@ -26,67 +109,6 @@ impl LinkAbort for Ends {
     }
 }
 
-/// Where further connections are made, or come.
-pub(crate) enum Side {
-    Primary(PathBuf),
-    Standby(Arc<UnixListener>),
-}
-
-pub(crate) struct UnixLink {
-    /// Until it is opened.
-    control: Option<UnixStream>,
-    side: Side,
-    number: [u8; 8],
-    ends: Arc<Ends>,
-}
-
-impl UnixLink {
-    pub(crate) fn new(control: UnixStream, side: Side, number: [u8; 8]) -> UnixLink {
-        UnixLink { control: Some(control), side, number, ends: Arc::new(Ends(Mutex::new(Some(Vec::new())))) }
-    }
-
-    fn socket(&mut self, name: &str, limit: Duration) -> io::Result<UnixStream> {
-        let first = call(self.number, name);
-        match (&self.side, self.control.take_if(|_| name == "control")) {
-            (_, Some(socket)) => Ok(socket),
-            (Side::Primary(path), None) => UnixStream::connect(path).and_then(|mut socket| {
-                socket.write_all(&first)?;
-                Ok(socket)
-            }),
-            (Side::Standby(door), None) => {
-                let end = Instant::now() + limit;
-                let mut calls = std::iter::from_fn(|| next(door, end).transpose());
-                // Others are left from a link that has ended.
-                let own = calls.find(|call| !matches!(call, Ok((_, theirs)) if *theirs != first));
-                own.unwrap_or(Err(io::ErrorKind::TimedOut.into())).map(|(socket, _)| socket)
-            }
-        }
-    }
-}
-
-impl Link for UnixLink {
-    fn open(&mut self, name: &str, _: Option<&str>, limit: Duration) -> Result<Channel, PluginError> {
-        let socket = self.socket(name, limit).map_err(|e| match e.kind() {
-            io::ErrorKind::TimedOut => {
-                failed(ErrorCode::TimedOut, "the primary did not open the channel in time")(e)
-            }
-            _ => failed(ErrorCode::PeerLost, "the channel cannot be opened")(e),
-        })?;
-        let socket = Arc::new(socket);
-        self.ends.with(|sockets| sockets.iter_mut().for_each(|s| s.push(Arc::downgrade(&socket))));
-        let half = || Box::new(Half { socket: Arc::clone(&socket), ends: Arc::clone(&self.ends) });
-        Ok((half(), half()))
-    }
-
-    fn aborter(&self) -> Arc<dyn LinkAbort> {
-        Arc::clone(&self.ends) as Arc<dyn LinkAbort>
-    }
-
-    fn peer(&self) -> String {
-        format!("the other process (link {})", u64::from_le_bytes(self.number))
-    }
-}
-
 /// One half of a channel.
 struct Half {
     socket: Arc<UnixStream>,
@@ -94,30 +116,27 @@ struct Half {
 }
 
 impl Half {
-    fn guard(&self, done: io::Result<()>) -> Result<(), PluginError> {
-        // What an ended link's sockets still have in them counts for nothing.
-        let alive = self.ends.with(|sockets| sockets.is_some());
-        let done = if alive { done } else { Err(io::Error::other("the link was ended on this side")) };
+    /// What an ended link's sockets still have in them counts for nothing.
+    fn done(&self, done: io::Result<()>) -> Result<(), PluginError> {
+        let ended = self.ends.with(|sockets| sockets.is_none());
+        let done = if ended { Err(io::Error::other("the link was ended on this side")) } else { done };
         done.map_err(failed(ErrorCode::PeerLost, "the channel has ended"))
     }
 }
 
 impl ChannelTx for Half {
     fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError> {
-        let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let mut rest = slices.as_mut_slice();
-        // Skips empty ones: nothing sent would look like a socket that takes nothing.
-        IoSlice::advance_slices(&mut rest, 0);
-        let mut done = Ok(());
-        while !rest.is_empty() && done.is_ok() {
-            done = (&*self.socket).write_vectored(rest).map(|sent| IoSlice::advance_slices(&mut rest, sent));
-        }
-        self.guard(done)
+        // Small parts go together, and nothing is left behind.
+        let mut out = BufWriter::new(&*self.socket);
+        let sent = parts.iter().try_for_each(|part| out.write_all(part)).and_then(|()| out.flush());
+        // What a failed call has not sent must not be tried again when it is dropped.
+        let _ = out.into_parts();
+        self.done(sent)
     }
 }
 
 impl ChannelRx for Half {
     fn recv(&mut self, buf: &mut [u8]) -> Result<(), PluginError> {
-        self.guard((&*self.socket).read_exact(buf))
+        self.done((&*self.socket).read_exact(buf))
     }
 }
