@@ -86,9 +86,10 @@ fn surroundings() -> File {
     tun
 }
 
-fn ip(arguments: &str) {
+fn ip(arguments: &str) -> String {
     let done = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed");
     assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
 fn entry() -> &'static PluginEntry {
@@ -105,7 +106,14 @@ fn make(dir: &Path, side: Side, host: Arc<dyn Host>) -> Box<dyn NetworkBuffer> {
         config_dir: dir.into(),
         host,
     };
-    make("device = 'ring0'\nlimit = '1MiB'", context).unwrap()
+    loop {
+        match make("device = 'ring0'\nlimit = '1MiB'", context.clone()) {
+            Ok(buffer) => return buffer,
+            // A process that another test starts holds a copy of the last user's descriptor until it has begun.
+            Err(e) if e.chain().contains("busy") => std::thread::yield_now(),
+            Err(e) => panic!("{}", e.chain()),
+        }
+    }
 }
 
 impl NetworkBench for Bench {
@@ -135,6 +143,10 @@ impl NetworkBench for Bench {
         let socket = UnixStream::connect(self.dir.path().join("net0.sock")).unwrap();
         socket.set_nonblocking(true).unwrap();
         self.guest = Some(Guest { socket, input: Vec::new(), output: Vec::new() });
+        // A tap is a port that forwards once the bridge has noticed its user.
+        while ip("-details link show master br0").matches("state forwarding").count() < 2 {
+            std::thread::yield_now();
+        }
         if self.side == Side::Standby {
             return;
         }
