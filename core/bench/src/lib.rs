@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod network;
+pub mod plugins;
 mod wire;
 
 pub use wire::WireError;

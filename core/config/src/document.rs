@@ -2,7 +2,7 @@
 
 use crate::plugin::{Ids, is_file_name};
 use crate::report::Problem;
-use crate::shared::{self, Load};
+use crate::shared::{self, Registry};
 use crate::{Config, Instance, Strategies, plugin};
 use aventine_api::Kind;
 use aventine_api::units::Quantity;
@@ -32,7 +32,7 @@ const STRATEGY_KEYS: [&str; 4] = ["trace", "plugins", "policy", "codec"];
 const MOST_SYNTAX: usize = 3;
 /// Deepest nesting of tables and arrays; no plugin needs nearly as much, and reading is recursive.
 const DEEPEST: u32 = 32;
-const NAME_LENGTH: usize = 48;
+pub(crate) const NAME_LENGTH: usize = 48;
 
 const STAGING: u64 = 256 << 20;
 const STAGING_RANGE: RangeInclusive<u64> = 16 << 20..=64 << 30;
@@ -40,7 +40,7 @@ const HEARTBEAT: Duration = Duration::from_millis(50);
 const HEARTBEAT_RANGE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(10);
 const DETECTION: Duration = Duration::from_millis(500);
 const DETECTION_RANGE: RangeInclusive<Duration> = Duration::from_millis(3)..=Duration::from_secs(300);
-const AUDIT_RANGE: RangeInclusive<u32> = 1..=1_000_000;
+pub(crate) const AUDIT_RANGE: RangeInclusive<u32> = 1..=1_000_000;
 const AUDIT_EXAMPLE: &str =
     "write for example audit = { every = 4000 }: each page is compared once in 4000 epochs";
 
@@ -85,19 +85,23 @@ pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) 
 }
 
 /// Reads and checks everything; on failure, all that was found wrong.
-pub(crate) fn read(text: &str, dir: &Path, load: Load<'_>) -> Result<Config, Vec<Problem>> {
-    read_with(text, &KEYS, (dir, load), |document| document.config(dir))
+pub(crate) fn read(text: &str, dir: &Path, registry: Registry) -> Result<Config, Vec<Problem>> {
+    read_with(text, &KEYS, (dir, registry), |document| document.config(dir))
 }
 
 /// The same for strategies.
-pub(crate) fn read_strategies(text: &str, dir: &Path, load: Load<'_>) -> Result<Strategies, Vec<Problem>> {
-    read_with(text, &STRATEGY_KEYS, (dir, load), |document| document.strategies(dir))
+pub(crate) fn read_strategies(
+    text: &str,
+    dir: &Path,
+    registry: Registry,
+) -> Result<Strategies, Vec<Problem>> {
+    read_with(text, &STRATEGY_KEYS, (dir, registry), |document| document.strategies(dir))
 }
 
 fn read_with<T>(
     text: &str,
     keys: &'static [&'static str],
-    (dir, load): (&Path, Load<'_>),
+    (dir, registry): (&Path, Registry),
     take: impl FnOnce(&mut Document<'_, '_>) -> Option<T>,
 ) -> Result<T, Vec<Problem>> {
     let (root, mut errors) = DeTable::parse_recoverable(text);
@@ -113,7 +117,7 @@ fn read_with<T>(
         ]);
     }
     let mut document = Document { root, keys, meant: Vec::new(), problems: Vec::new() };
-    shared::load(root, dir, load, &mut document.problems);
+    shared::read(root, dir, registry, &mut document.problems);
     document.unknown_keys();
     match take(&mut document) {
         Some(taken) if document.problems.is_empty() => Ok(taken),

@@ -11,6 +11,7 @@
 //!
 //! [plugins]
 //! load = ["/path.so"]      # shared objects with more plugins
+//! built_in = true          # whether the plugins in the program are known, too
 //! unsafe_writable = false  # whether they may be files that others can change
 //!
 //! [guest]                  # required
@@ -42,14 +43,16 @@ mod file;
 pub mod fuzz;
 mod plugin;
 mod report;
+mod schema;
 mod shared;
 
 use aventine_api::{Kind, PluginEntry};
-use shared::Load;
+use shared::Registry;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use report::{ConfigErrors, Report};
+pub use schema::{plugin_schema, schema};
 
 /// One plugin named by the configuration, with its own validated text.
 #[derive(Clone)]
@@ -93,24 +96,21 @@ pub struct Config {
     pub arbiter: Instance,
 }
 
-/// Loads the shared objects that a file names, for good.
-const LOAD: Load<'static> = &|file, trust| aventine_registry::load(file, trust).map(drop);
-
 impl Config {
     /// Loads and checks the file at `path`, and the shared objects that it names, which stay loaded. Blocks for the
     /// reading of the files.
     pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
-        Config::read(&file::read(path)?, path, LOAD)
+        Config::read(&file::read(path)?, path, Registry::Changed)
     }
 
     /// Checks `text` as the contents of the file `path`, which is not touched. Neither are shared objects: only plugins
     /// that are there already are known.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
-        Config::read(text, path, &|_, _| Ok(()))
+        Config::read(text, path, Registry::AsItIs)
     }
 
-    fn read(text: &str, path: &Path, load: Load<'_>) -> Result<Config, ConfigErrors> {
-        document::read(text, &file::directory(path), load).map_err(|problems| {
+    fn read(text: &str, path: &Path, registry: Registry) -> Result<Config, ConfigErrors> {
+        document::read(text, &file::directory(path), registry).map_err(|problems| {
             ConfigErrors::Invalid(Report::new(path.display().to_string(), text, problems))
         })
     }
@@ -160,7 +160,7 @@ impl Strategies {
     /// Loads and checks the file at `path`. Blocks for the reading of the file.
     pub fn load(path: &Path) -> Result<Strategies, ConfigErrors> {
         let text = file::read(path)?;
-        document::read_strategies(&text, &file::directory(path), LOAD).map_err(|problems| {
+        document::read_strategies(&text, &file::directory(path), Registry::Changed).map_err(|problems| {
             ConfigErrors::Invalid(Report::new(path.display().to_string(), &text, problems))
         })
     }

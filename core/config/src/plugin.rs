@@ -16,7 +16,7 @@ pub(crate) const ID_LENGTH: usize = 24;
 /// Most unknown keys of one table that are reported.
 const MOST_UNKNOWN: usize = 16;
 /// Kinds that there can be one of: their plugin's id is the kind's name.
-const SINGLE: [Kind; 5] = [Kind::Guest, Kind::Transport, Kind::Policy, Kind::Codec, Kind::Arbiter];
+pub(crate) const SINGLE: [Kind; 5] = [Kind::Guest, Kind::Transport, Kind::Policy, Kind::Codec, Kind::Arbiter];
 
 /// Whether `name` can be part of a file name anywhere.
 pub(crate) fn is_file_name(name: &str, longest: usize) -> bool {

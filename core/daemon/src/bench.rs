@@ -5,9 +5,43 @@ use crate::exit::Exit;
 use crate::output::{print, tell_error};
 use aventine_api::Kind;
 use aventine_bench::network::{Figures, measure};
+use aventine_bench::plugins;
+use std::path::PathBuf;
 
 pub(crate) fn bench(what: Bench) -> Exit {
-    let Bench::Network { plugin, epochs, frames, json } = what;
+    match what {
+        Bench::Network { plugin, epochs, frames, json } => network(plugin, epochs, frames, json),
+        Bench::Plugins { files, epochs, json } => boundary(&files, epochs, json),
+    }
+}
+
+fn boundary(files: &[PathBuf], epochs: u64, json: bool) -> Exit {
+    let report = match plugins::measure(files, epochs) {
+        Ok(report) => report,
+        Err(error) => {
+            tell_error(&error);
+            return Exit::Error;
+        }
+    };
+    if json {
+        print(serde_json::to_string(&report).unwrap_or_else(|e| e.to_string()));
+        return Exit::Done;
+    }
+    print(format_args!(
+        "an epoch of 1,000 pages; the floor, copying and hashing them: {:.1} us\n\
+         form         encode us   another call ns   the epoch, more than built in",
+        report.floor_ns as f64 / 1e3
+    ));
+    for plugins::Figures { form, encode_ns, call_ns, more_ns, percent } in &report.forms {
+        let [encode, more] = [encode_ns, more_ns].map(|ns| *ns as f64 / 1e3);
+        print(format_args!(
+            "{form:<12} {encode:>9.2} {call_ns:>17} {more:>13.2} us, {percent:.2} % of the floor"
+        ));
+    }
+    Exit::Done
+}
+
+fn network(plugin: Vec<String>, epochs: u64, frames: u64, json: bool) -> Exit {
     let all = || aventine_registry::names(Kind::Network).into_iter().map(str::to_owned).collect();
     let plugins = if plugin.is_empty() { all() } else { plugin };
     if !json {

@@ -108,7 +108,10 @@ Each codec runs with each policy. A trace is made by `aventine protect` with `pl
         json: bool,
     },
     /// Measure plugins against the same work without them
-    #[command(subcommand, after_help = "Example:\n  aventine bench network")]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  aventine bench network\n  aventine bench plugins PLUGIN.so …"
+    )]
     Bench(Bench),
     /// List the plugins
     #[command(
@@ -127,6 +130,22 @@ Examples:
         /// One line of JSON for each plugin
         #[arg(long)]
         json: bool,
+    },
+    /// Print the JSON Schema of configurations, with which editors complete and check them
+    #[command(after_help = "\
+Examples:
+  aventine schema > aventine.schema.json
+  aventine schema userspace
+  aventine schema --config /etc/aventine/web.toml
+
+Editors with a TOML language server use it for a file that begins with the line
+  #:schema ./aventine.schema.json")]
+    Schema {
+        /// Only the table of this plugin: NAME, or KIND/NAME
+        plugin: Option<String>,
+        /// A configuration file: the plugins of its shared objects are known, too
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Make the keys with which the hosts know each other
     #[command(after_help = "\
@@ -219,6 +238,9 @@ pub(crate) struct Demo {
     /// Directory for images, sockets and logs
     #[arg(long, value_name = "DIR", default_value = "aventine-demo")]
     pub(crate) work: PathBuf,
+    /// Use the plugins of the shared objects in this directory, and none that are built in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plugins: Option<PathBuf>,
 }
 
 /// What can be measured.
@@ -242,6 +264,25 @@ measured in turn. Needs root; `plug` and `ifb` need the kernel's sch_plug.")]
         #[arg(long, value_name = "N", default_value_t = 200_000)]
         frames: u64,
         /// Print one line of JSON for each plugin
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a loaded plugin costs more than a built-in one, in an epoch of 1,000 pages
+    #[command(after_help = "\
+Example, in the source tree:
+  cargo build -p aventine-so --examples
+  aventine bench plugins target/debug/examples/libaventine_codec_raw.so \\
+      target/debug/examples/libaventine_policy_fixed.so
+
+The built-in plugins, the same behind both adapters of the plugin interface, and the loaded ones do the same work in turn.")]
+    Plugins {
+        /// Shared objects with a codec and a policy that are built in as well
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Epochs
+        #[arg(long, value_name = "N", default_value_t = 4000)]
+        epochs: u64,
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },

@@ -17,6 +17,7 @@ mod query;
 mod reclaim;
 mod replay;
 mod run;
+mod schema;
 mod signals;
 
 use aventine_api::Side;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         Command::Plugins { command: None, config, json } => plugins(config.as_deref(), json),
         Command::Replay { strategies, json } => replay::replay(&strategies, json),
         Command::Bench(what) => bench::bench(what),
+        Command::Schema { plugin, config } => schema::schema(plugin.as_deref(), config.as_deref()),
         Command::Keys(args) => keys::keys(&args),
         Command::Demo(args) => demo(args),
     }
@@ -124,8 +126,9 @@ fn inspect(file: &Path, json: bool) -> Exit {
 }
 
 fn demo(args: cli::Demo) -> Exit {
-    let cli::Demo { rounds, seed, interval, json, keep, kernel, initrd, work } = args;
-    let options = aventine_demo::DemoOptions { rounds, seed, interval, json, keep, kernel, initrd, work };
+    let cli::Demo { rounds, seed, interval, json, keep, kernel, initrd, work, plugins } = args;
+    let options =
+        aventine_demo::DemoOptions { rounds, seed, interval, json, keep, kernel, initrd, work, plugins };
     match aventine_demo::run(&options) {
         Ok(true) => Exit::Done,
         Ok(false) => {

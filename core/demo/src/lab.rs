@@ -96,6 +96,8 @@ pub struct Parts {
     pub staging: String,
     /// A shared object and the text of the `[policy]` table that its plugin serves, instead of `fixed`.
     pub policy: Option<(PathBuf, String)>,
+    /// The shared objects in this directory have the plugins; none that is built in is used.
+    pub plugins: Option<PathBuf>,
     /// QEMU's arguments besides those that every guest has.
     pub qemu: Vec<String>,
     /// The kernel's words besides those that every guest has.
@@ -118,6 +120,7 @@ impl Default for Parts {
             attach: false,
             staging: "256MiB".into(),
             policy: None,
+            plugins: None,
             qemu: vec!["-no-reboot".into()],
             kernel_words: "panic=-1".into(),
         }
@@ -157,6 +160,8 @@ impl Site {
 pub struct Lab {
     network: Network,
     parts: Parts,
+    /// Those of `Parts::plugins`.
+    shared_objects: Vec<PathBuf>,
     _lock: File,
 }
 
@@ -190,7 +195,11 @@ impl Lab {
         let file = File::create(&lock).map_err(at(&lock))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| LabError::Taken(parts.work.clone()))?;
-        Ok(Lab { network: Network::new()?, parts, _lock: file })
+        let shared_objects = match &parts.plugins {
+            Some(dir) => shared_objects(dir).map_err(at(dir))?,
+            None => Vec::new(),
+        };
+        Ok(Lab { network: Network::new()?, parts, shared_objects, _lock: file })
     }
 
     /// The network.
@@ -394,10 +403,16 @@ impl Lab {
             true => r#"tls = { ca = "ca.pem", cert = "node.pem", key = "node.key" }"#,
             false => "unsafe_plaintext = true",
         };
-        let (plugins, policy) = match &self.parts.policy {
-            Some((file, policy)) => (format!("[plugins]\nload = [{file:?}]"), policy.clone()),
-            None => (String::new(), format!("plugin = \"fixed\"\ninterval = {interval}")),
+        let mut load = self.shared_objects.clone();
+        let policy = match &self.parts.policy {
+            Some((file, policy)) => {
+                load.push(file.clone());
+                policy.clone()
+            }
+            None => format!("plugin = \"fixed\"\ninterval = {interval}"),
         };
+        let built_in = self.parts.plugins.is_none();
+        let plugins = format!("[plugins]\nbuilt_in = {built_in}\nload = {load:?}");
         let audit = self.parts.audit.map(|n| format!("audit = {{ every = {n} }}")).unwrap_or_default();
         format!(
             r#"name = "{name}"
@@ -436,6 +451,15 @@ path = "arbiter"
 "#
         )
     }
+}
+
+/// The shared objects in a directory, sorted.
+fn shared_objects(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir.canonicalize()?)?.collect::<Result<Vec<_>, _>>()?;
+    let mut files: Vec<_> = entries.into_iter().map(|entry| entry.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|e| e == "so"));
+    files.sort_unstable();
+    Ok(files)
 }
 
 impl Pair {

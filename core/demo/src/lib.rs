@@ -55,6 +55,8 @@ pub struct DemoOptions {
     pub initrd: PathBuf,
     /// Directory for images, state and logs.
     pub work: PathBuf,
+    /// The shared objects in this directory have the plugins; none that is built in is used.
+    pub plugins: Option<PathBuf>,
 }
 
 /// Why the demo could not be shown.
@@ -99,6 +101,7 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
         work: options.work.clone(),
         interval: options.interval.clone(),
         detection: "200ms".into(),
+        plugins: options.plugins.clone(),
         ..Parts::default()
     })?;
     let mut random = StdRng::seed_from_u64(seed);

@@ -18,6 +18,7 @@ mod load;
 use aventine_api::{Kind, PluginEntry};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use file::{About, FileError, Trust};
@@ -56,10 +57,16 @@ struct Loaded {
     entries: Vec<&'static PluginEntry>,
 }
 
+static HIDDEN: AtomicBool = AtomicBool::new(false);
 static LOADED: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
 
 fn loaded() -> MutexGuard<'static, Vec<Loaded>> {
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on the plugins in the program are not known: only what was and will be loaded is.
+pub fn hide_built_in() {
+    HIDDEN.store(true, Ordering::Relaxed);
 }
 
 /// All plugins and their origins, sorted by kind and name (the order of registration is undefined).
@@ -68,7 +75,7 @@ pub fn known() -> Vec<Known> {
 }
 
 fn known_with(loaded: &[Loaded]) -> Vec<Known> {
-    let built_in = inventory::iter::<PluginEntry>.into_iter();
+    let built_in = inventory::iter::<PluginEntry>.into_iter().filter(|_| !HIDDEN.load(Ordering::Relaxed));
     let built_in = built_in.map(|entry| Known { entry, origin: Origin::BuiltIn });
     let files = loaded
         .iter()

@@ -17,6 +17,7 @@ const LIMIT_RANGE: RangeInclusive<u64> = 1 << 20..=64 << 30;
 pub(crate) struct Keys {
     /// A tap device on the bridge of the guest's network, existing on both hosts. The same as `uplink = { tap = … }`.
     device: Option<String>,
+    /// Where frames go to and come from, if that is no tap device.
     uplink: Option<UplinkKey>,
     /// The socket on which a VM that runs already listens for its network (see `attach` of the guest).
     guest: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! `cargo xtask`: what has to be there before the demo and the tests can run, and running them.
 //!
 //! ```text
-//! cargo xtask demo [options of `aventine demo`]
+//! cargo xtask demo [--loaded] [options of `aventine demo`]
 //! cargo xtask test [options of the test runner]
 //! cargo xtask soak [options of `aventine-soak`]
 //! cargo xtask fuzz [--seconds N] [TARGET…]
@@ -24,13 +24,14 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::{error, iter};
+use std::{error, fs, iter};
 
 const USAGE: &str = "\
 Usage: cargo xtask COMMAND [OPTIONS]
 
 Commands:
-  demo   install what is missing, build, make the guest and run `aventine demo` with the OPTIONS
+  demo   install what is missing, build, make the guest and run `aventine demo` with the OPTIONS; with --loaded every
+         plugin is a shared object
   test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS
   soak   install what is missing, build, make the guest and have it survive random faults: --minutes N or --rounds N,
          --faults kill,cut,…, --seed N, --report FILE; `cargo xtask soak --help` tells all
@@ -55,6 +56,8 @@ enum Error {
     Lab(#[from] StateError),
     #[error(transparent)]
     Shell(#[from] ShellError),
+    #[error("Cannot prepare {}", path.display())]
+    Files { path: PathBuf, source: std::io::Error },
     #[error("Cannot start {program}")]
     Start { program: PathBuf, source: std::io::Error },
 }
@@ -86,16 +89,43 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ends by becoming `aventine demo`.
+/// Ends by becoming `aventine demo`. With `--loaded` the plugins are shared objects, every one of them.
 fn demo(options: &[OsString]) -> Result<(), Error> {
+    let mut options = options.to_vec();
     machine::install(machine::DEMO)?;
     cargo(&["build", "--package", "aventine"])?;
+    if let Some(at) = options.iter().position(|option| option == "--loaded") {
+        cargo(&["build", "--package", "aventine-so", "--examples"])?;
+        options.splice(at..=at, ["--plugins".into(), built_in_plugins()?.into()]);
+    }
     let guest = guest::make()?;
     let program = target().join("debug/aventine");
     let mut demo = Command::new(&program);
     demo.arg("demo").arg("--kernel").arg(guest.kernel).arg("--initrd").arg(guest.initrd);
     demo.arg("--work").arg(target().join("demo")).args(options);
     Err(Error::Start { program, source: demo.exec() })
+}
+
+/// The directory with the shared objects of the built-in plugins, and nothing else.
+fn built_in_plugins() -> Result<PathBuf, Error> {
+    let (from, to) = (target().join("debug/examples"), target().join("plugins"));
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Files { path, source }
+    };
+    fs::create_dir_all(&to).map_err(at(&to))?;
+    for file in fs::read_dir(&from).map_err(at(&from))?.flatten() {
+        let name = file.file_name();
+        let text = name.to_string_lossy();
+        // Those with a dash are the compiler's own names.
+        if text.starts_with("libaventine_") && text.ends_with(".so") && !text.contains('-') {
+            let plugin = to.join(&name);
+            // Not into a file that a program may have loaded.
+            let _ = fs::remove_file(&plugin);
+            fs::copy(file.path(), &plugin).map_err(at(&plugin))?;
+        }
+    }
+    Ok(to)
 }
 
 /// Ends by becoming the test runner.
@@ -117,6 +147,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     runner.args(options).current_dir(root());
     runner.env("AVENTINE_PROGRAM", target().join("debug/aventine"));
     runner.env("AVENTINE_SHARED_OBJECTS", target().join("debug/examples"));
+    runner.env("AVENTINE_PLUGINS", built_in_plugins()?);
     runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
     // For `cargo test`; nextest has a configuration that knows which tests must be alone.
     runner.env("AVENTINE_WORK", target().join("e2e")).env("RUST_TEST_THREADS", "1");

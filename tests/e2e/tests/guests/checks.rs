@@ -3,6 +3,7 @@
 use crate::common::*;
 use aventine_demo::checker;
 use aventine_demo::lab::Site;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -28,9 +29,19 @@ fn the_checker_notices_lost_writes() {
 
 #[test]
 fn the_demo_prints_one_json_object() {
-    let parts = parts("demo");
+    shows_the_demo("demo", &[]);
+}
+
+#[test]
+fn the_demo_is_the_same_with_every_plugin_loaded() {
+    let plugins = given("AVENTINE_PLUGINS");
+    shows_the_demo("demo-loaded", &["--plugins".as_ref(), plugins.as_ref()]);
+}
+
+fn shows_the_demo(work: &str, options: &[&OsStr]) {
+    let parts = parts(work);
     let mut demo = Command::new(parts.program);
-    demo.arg("demo").arg("--kernel").arg(parts.kernel).arg("--initrd").arg(parts.initrd);
+    demo.arg("demo").arg("--kernel").arg(parts.kernel).arg("--initrd").arg(parts.initrd).args(options);
     let output = demo.arg("--work").arg(parts.work).args(["--json", "--seed", "7"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let json = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
