@@ -391,7 +391,9 @@ impl<'t, 'i> Document<'t, 'i> {
         for (position, entry) in tables.iter().enumerate() {
             let Some(table) = entry.get_ref().as_table() else { continue };
             let id = ids.take(table, entry.span(), format!("{prefix}{position}"), &mut self.problems);
-            instances.extend(plugin::instance(kind, table, entry.span(), id, None, &mut self.problems));
+            let mut table = table.clone();
+            table.remove("id");
+            instances.extend(plugin::instance(kind, &table, entry.span(), id, None, &mut self.problems));
         }
         instances
     }

@@ -106,7 +106,7 @@ pub(crate) fn default(
     Some(Instance { id, entry, config: String::new() })
 }
 
-/// Reads the table of a plugin, whose header is at `header`.
+/// Reads the table of a plugin, whose header is at `header` and whose `id` was taken out if it may have one.
 pub(crate) fn instance(
     kind: Kind,
     table: &DeTable<'_>,
@@ -118,9 +118,6 @@ pub(crate) fn instance(
     let entry = find(kind, table, header.clone(), default, problems)?;
     let mut own = table.clone();
     own.remove("plugin");
-    if !SINGLE.contains(&kind) {
-        own.remove("id");
-    }
     let config = Table { kind, entry, table: own, header }.check(problems)?;
     Some(Instance { id, entry, config })
 }

@@ -1,6 +1,6 @@
 //! Whole files and what is said about them. The plugins here exist for these tests only.
 
-use crate::{Config, ConfigErrors};
+use crate::{Config, ConfigErrors, Strategies};
 use aventine_api::{ConfigError, ErrorCode, Factory, Kind, PluginEntry, PluginError, parse_config};
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -426,6 +426,21 @@ proptest! {
             prop_assert!(!e.to_string().is_empty());
         }
     }
+}
+
+#[test]
+fn strategies_have_ids_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("strategies.toml");
+    let load = |text: &str| {
+        fs::write(&file, text).unwrap();
+        Strategies::load(&file).map_err(|e| e.to_string())
+    };
+    let text = "trace = 'a'\n[[policy]]\nid = 'short'\nplugin = 'fixed'\n[[policy]]\nplugin = 'fixed'";
+    let strategies = load(text).unwrap_or_else(|e| panic!("{e}"));
+    let ids: Vec<_> = strategies.policies.iter().map(|p| p.id.as_str()).collect();
+    assert_eq!((ids, strategies.codecs.len()), (vec!["short", "policy1"], 1));
+    assert!(load(&format!("{text}\nid = 'short'")).err().unwrap().contains("used twice"));
 }
 
 /// Shared objects are loaded before the plugins' tables are read, from where the file is, and each with its own place in

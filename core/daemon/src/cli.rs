@@ -212,7 +212,7 @@ pub(crate) struct Which {
     pub(crate) state_dir: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Demo {
     /// How many times the primary is killed
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -238,6 +238,9 @@ pub(crate) struct Demo {
     /// Directory for images, sockets and logs
     #[arg(long, value_name = "DIR", default_value = "aventine-demo")]
     pub(crate) work: PathBuf,
+    /// Record the guest under load to this file, a small trace for `aventine replay`, instead of killing its host
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["keep", "rounds"])]
+    pub(crate) record: Option<PathBuf>,
     /// Use the plugins of the shared objects in this directory, and none that are built in
     #[arg(long, value_name = "DIR")]
     pub(crate) plugins: Option<PathBuf>,

@@ -15,6 +15,7 @@ mod place;
 mod progress;
 mod query;
 mod reclaim;
+mod record;
 mod replay;
 mod run;
 mod schema;
@@ -126,9 +127,12 @@ fn inspect(file: &Path, json: bool) -> Exit {
 }
 
 fn demo(args: cli::Demo) -> Exit {
-    let cli::Demo { rounds, seed, interval, json, keep, kernel, initrd, work, plugins } = args;
+    let cli::Demo { rounds, seed, interval, json, keep, kernel, initrd, work, record, plugins } = args;
     let options =
         aventine_demo::DemoOptions { rounds, seed, interval, json, keep, kernel, initrd, work, plugins };
+    if let Some(file) = record {
+        return record::record(&options, &file);
+    }
     match aventine_demo::run(&options) {
         Ok(true) => Exit::Done,
         Ok(false) => {

@@ -5,14 +5,15 @@ use crate::output::{print, tell, tell_error};
 use crate::run::loaded;
 use aventine_api::{Codec, Context, Epoch, EpochPolicy, Factory, Host, Kind, PluginError, Side};
 use aventine_config::{Instance, Strategies};
-use aventine_replay::{Figures, ReplayError, SourceError};
+use aventine_replay::{Clock, Figures, ReplayError, SourceError};
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why nothing was compared.
 #[derive(Debug, thiserror::Error)]
-enum StrategyError {
+pub(crate) enum StrategyError {
     #[error(transparent)]
     Source(#[from] SourceError),
     #[error("The trace was recorded with the codec {0}, which this program does not have")]
@@ -48,16 +49,17 @@ pub(crate) fn replay(path: &Path, json: bool) -> Exit {
 }
 
 fn compare(strategies: &Strategies, json: bool) -> Result<(), StrategyError> {
-    let recorded = recorded(strategies)?;
     if !json {
         print(HEADINGS);
     }
     for policy in &strategies.policies {
         for codec in &strategies.codecs {
-            let make = || make_codec(strategies, codec);
-            let mut decoder = make_codec(strategies, &recorded)?;
-            let (ends, mut when) = ([make()?, make()?], make_policy(strategies, policy)?);
-            let figures = aventine_replay::replay(&strategies.trace, decoder.as_mut(), ends, when.as_mut());
+            let clock = Arc::new(Clock::default());
+            let make = || make_codec(&strategies.dir, codec, &clock);
+            let mut decoder = recorded_codec(&strategies.trace)?;
+            let (ends, mut when) = ([make()?, make()?], make_policy(&strategies.dir, policy, &clock)?);
+            let trace = &strategies.trace;
+            let figures = aventine_replay::replay(trace, decoder.as_mut(), ends, when.as_mut(), &clock);
             let figures = figures.map_err(|source| {
                 let (policy, codec) = (policy.id.clone(), codec.id.clone());
                 StrategyError::Replay { policy, codec, source }
@@ -90,17 +92,18 @@ fn line(row: &Row<'_>) -> String {
     )
 }
 
-/// The codec that the trace was recorded with.
-fn recorded(strategies: &Strategies) -> Result<Instance, StrategyError> {
-    let named = aventine_replay::recorded_codec(&strategies.trace)?;
+/// The codec that a trace was recorded with.
+pub(crate) fn recorded_codec(trace: &Path) -> Result<Box<dyn Codec>, StrategyError> {
+    let named = aventine_replay::recorded_codec(trace)?;
     let name = named.split(' ').next().unwrap_or_default();
     let entry = aventine_registry::find(Kind::Codec, name);
     let entry = entry.ok_or_else(|| StrategyError::Codec(named.clone()))?;
-    Ok(Instance { id: "the trace's codec".into(), entry, config: String::new() })
+    let instance = Instance { id: "the trace's codec".into(), entry, config: String::new() };
+    make_codec(Path::new(""), &instance, &Arc::default())
 }
 
-/// A replay has no engine that a plugin could ask anything.
-struct NoEngine;
+/// A replay has no engine that a plugin could ask anything but the time.
+struct NoEngine(Arc<Clock>);
 
 impl Host for NoEngine {
     fn request_epoch(&self) {}
@@ -108,27 +111,34 @@ impl Host for NoEngine {
     fn failed(&self, error: PluginError) {
         tell(format_args!("warning: {}", error.chain()));
     }
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
 }
 
-fn context(strategies: &Strategies, instance: &Instance) -> Context {
+fn context(dir: &Path, instance: &Instance, clock: &Arc<Clock>) -> Context {
     Context {
         guest: "replay".into(),
         id: instance.id.clone(),
         side: Side::Primary,
-        state_dir: strategies.dir.clone(),
-        config_dir: strategies.dir.clone(),
-        host: Arc::new(NoEngine),
+        state_dir: dir.to_owned(),
+        config_dir: dir.to_owned(),
+        host: Arc::new(NoEngine(Arc::clone(clock))),
     }
 }
 
-fn make_codec(strategies: &Strategies, instance: &Instance) -> Result<Box<dyn Codec>, StrategyError> {
+fn make_codec(dir: &Path, instance: &Instance, clock: &Arc<Clock>) -> Result<Box<dyn Codec>, StrategyError> {
     let Factory::Codec(make) = instance.entry.factory else { unreachable!("plugins are resolved by kind") };
-    made(instance, make(&instance.config, context(strategies, instance)))
+    made(instance, make(&instance.config, context(dir, instance, clock)))
 }
 
-fn make_policy(strategies: &Strategies, instance: &Instance) -> Result<Box<dyn EpochPolicy>, StrategyError> {
+fn make_policy(
+    dir: &Path,
+    instance: &Instance,
+    clock: &Arc<Clock>,
+) -> Result<Box<dyn EpochPolicy>, StrategyError> {
     let Factory::Policy(make) = instance.entry.factory else { unreachable!("plugins are resolved by kind") };
-    made(instance, make(&instance.config, context(strategies, instance)))
+    made(instance, make(&instance.config, context(dir, instance, clock)))
 }
 
 fn made<T>(instance: &Instance, made: Result<T, PluginError>) -> Result<T, StrategyError> {

@@ -213,6 +213,49 @@ fn plugins_are_listed_for_people_and_programs() {
 }
 
 #[test]
+fn the_programs_own_plugins_can_be_left_out() {
+    let dir = TempDir::new().unwrap();
+    let file = config(&dir);
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("plugins = {{ built_in = false }}\n{text}")).unwrap();
+    let (code, _, told) = run(&["check".as_ref(), file.as_os_str()]);
+    assert_eq!(code, 2);
+    assert!(told.contains("unknown guest plugin `qemu`") && told.contains("has no guest plugin"), "{told}");
+}
+
+#[test]
+fn the_schema_is_for_all_plugins_or_one() {
+    let json = |args: &[&str]| serde_json::from_str::<Value>(&run(args).1).unwrap();
+    assert!(json(&["schema"])["properties"]["guest"]["oneOf"].is_array());
+    assert_eq!(json(&["schema", "policy/fixed"])["properties"]["plugin"]["const"], "fixed");
+    let (code, _, told) = run(&["schema", "fixd"]);
+    assert!(code == 64 && told.contains("policy/fixed"), "{code} {told}");
+}
+
+/// The recorded guest that comes with the sources.
+#[test]
+fn the_shipped_trace_is_replayed() {
+    let trace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/redis-set.trace");
+    let dir = TempDir::new().unwrap();
+    let file = path(&dir, "strategies.toml");
+    fs::write(
+        &file,
+        format!("trace = {trace:?}\n[[policy]]\ninterval = '25ms'\nplugin = 'fixed'\n[[policy]]\nplugin = 'fixed'\ninterval = '1s'"),
+    )
+    .unwrap();
+    let (code, rows, told) = run(&["replay".as_ref(), file.as_os_str(), "--json".as_ref()]);
+    assert_eq!(code, 0, "{told}");
+    let rows: Vec<Value> = rows.lines().map(|row| serde_json::from_str(row).unwrap()).collect();
+    let [short, long] = &rows[..] else { panic!("{rows:?}") };
+    assert_eq!((&short["recorded_epochs"], &long["recorded_epochs"]), (&100.into(), &100.into()));
+    assert!(
+        short["pages"].as_u64() > long["pages"].as_u64() && short["pages"].as_u64() > Some(5000),
+        "{rows:?}"
+    );
+    assert_eq!(long["epochs"], 3, "{rows:?}");
+}
+
+#[test]
 fn asking_where_nothing_runs_exits_with_3() {
     let dir = tempfile::tempdir().unwrap();
     for subcommand in ["status", "stop", "handover"] {

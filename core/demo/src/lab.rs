@@ -98,6 +98,8 @@ pub struct Parts {
     pub policy: Option<(PathBuf, String)>,
     /// The shared objects in this directory have the plugins; none that is built in is used.
     pub plugins: Option<PathBuf>,
+    /// The file, in the primary's directory, to which the guest is recorded instead of being protected.
+    pub record: Option<PathBuf>,
     /// QEMU's arguments besides those that every guest has.
     pub qemu: Vec<String>,
     /// The kernel's words besides those that every guest has.
@@ -121,6 +123,7 @@ impl Default for Parts {
             staging: "256MiB".into(),
             policy: None,
             plugins: None,
+            record: None,
             qemu: vec!["-no-reboot".into()],
             kernel_words: "panic=-1".into(),
         }
@@ -413,6 +416,12 @@ impl Lab {
         };
         let built_in = self.parts.plugins.is_none();
         let plugins = format!("[plugins]\nbuilt_in = {built_in}\nload = {load:?}");
+        let transport = match &self.parts.record {
+            Some(file) => format!("plugin = \"file\"\npath = {file:?}"),
+            None => {
+                format!("plugin = \"tcp\"\nlisten = \"0.0.0.0:{port}\"\npeer = {peer}\n{security}")
+            }
+        };
         let audit = self.parts.audit.map(|n| format!("audit = {{ every = {n} }}")).unwrap_or_default();
         format!(
             r#"name = "{name}"
@@ -437,10 +446,7 @@ uplink = {{ tap = "{tap}" }}
 {disk}
 
 [transport]
-plugin = "tcp"
-listen = "0.0.0.0:{port}"
-peer = {peer}
-{security}
+{transport}
 
 [policy]
 {policy}

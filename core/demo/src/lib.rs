@@ -8,6 +8,7 @@ pub mod checker;
 pub mod lab;
 pub mod network;
 pub mod node;
+mod record;
 mod report;
 pub mod vm;
 
@@ -16,6 +17,7 @@ use lab::{Lab, LabError, Pair, Parts};
 use node::NodeError;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+pub use record::{EPOCHS, Recorded, record};
 use report::{Report, Round};
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -94,16 +96,7 @@ impl From<NodeError> for DemoError {
 pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
     become_root()?;
     let seed = options.seed.unwrap_or_else(|| rand::random_range(0..1 << 32));
-    let lab = Lab::new(&Parts {
-        program: std::env::current_exe().map_err(DemoError::Program)?,
-        kernel: options.kernel.clone(),
-        initrd: options.initrd.clone(),
-        work: options.work.clone(),
-        interval: options.interval.clone(),
-        detection: "200ms".into(),
-        plugins: options.plugins.clone(),
-        ..Parts::default()
-    })?;
+    let lab = Lab::new(&parts(options)?)?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
@@ -119,6 +112,19 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
         keep(&lab)?;
     }
     Ok(report.nothing_lost())
+}
+
+fn parts(options: &DemoOptions) -> Result<Parts, DemoError> {
+    Ok(Parts {
+        program: std::env::current_exe().map_err(DemoError::Program)?,
+        kernel: options.kernel.clone(),
+        initrd: options.initrd.clone(),
+        work: options.work.clone(),
+        interval: options.interval.clone(),
+        detection: "200ms".into(),
+        plugins: options.plugins.clone(),
+        ..Parts::default()
+    })
 }
 
 /// One guest from its start to the loss of its host and beyond.

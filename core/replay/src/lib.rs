@@ -14,14 +14,17 @@
 
 mod image;
 mod source;
+mod trim;
 
 pub use source::SourceError;
+pub use trim::{TrimError, trim};
 
 use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, PAGE_SIZE, PluginError};
 use image::{Image, LIMIT};
 use serde::Serialize;
 use source::{Part, Source};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Pages of one batch, as the engine sends them.
@@ -76,18 +79,30 @@ pub struct Figures {
     pub decode_us_per_page: f64,
 }
 
+/// The recorded guest's time, for the plugins of a replay.
+#[derive(Default)]
+pub struct Clock(AtomicU64);
+
+impl Clock {
+    /// Time since the start of the recording.
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+}
+
 /// The codec that a trace was recorded with: name and version.
 pub fn recorded_codec(trace: &Path) -> Result<String, SourceError> {
     Source::open(trace).map(|source| source.codec)
 }
 
 /// Replays a trace. `recorded` is a codec of the kind that it was recorded with; The other two are of the one under
-/// test: a link's two ends. Blocks as long as they need, not as long as the recording was.
+/// test: a link's two ends. `clock` shows the recorded guest's time. Blocks as long as they need, not as long as the recording was.
 pub fn replay(
     trace: &Path,
     recorded: &mut dyn Codec,
     [encoder, decoder]: [Box<dyn Codec>; 2],
     policy: &mut dyn EpochPolicy,
+    clock: &Clock,
 ) -> Result<Figures, ReplayError> {
     let mut source = Source::open(trace)?;
     let mut run =
@@ -103,7 +118,9 @@ pub fn replay(
                     run.send(Epoch::COPY, &mut image)?;
                 }
             }
-            Part::End(at) => {
+            Part::State(..) => {}
+            Part::End { at, .. } => {
+                clock.0.store(at.as_nanos() as u64, Ordering::Relaxed);
                 run.figures.recorded_epochs += 1;
                 last = at;
                 if first.is_none() {

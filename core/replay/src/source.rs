@@ -1,10 +1,13 @@
 //! The checkpoints of a trace.
 
+use crate::trim::WINDOW;
 use aventine_api::Epoch;
-use aventine_protocol::{FrameError, FrameHeader, FrameKind, HEADER_LEN, Message, MessageError};
+use aventine_protocol::{
+    CheckpointEnd, FrameError, FrameHeader, FrameKind, HEADER_LEN, Message, MessageError,
+};
 use aventine_transport_file::{Entry, Reader, TraceError};
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,35 +48,54 @@ pub enum SourceError {
 pub(crate) enum Part {
     /// Encoded pages of an epoch.
     Pages(Epoch, Vec<u8>),
-    /// The end of a checkpoint, and when it was sent.
-    End(Duration),
+    /// The guest's device state in an epoch.
+    State(Epoch, Vec<u8>),
+    /// The end of a checkpoint.
+    End {
+        /// Which one.
+        epoch: Epoch,
+        /// When it was sent.
+        at: Duration,
+        /// What was sent.
+        end: CheckpointEnd,
+    },
 }
 
 /// Reads a trace from its beginning.
 pub(crate) struct Source {
     path: PathBuf,
-    reader: Reader<BufReader<File>>,
+    reader: Reader<Box<dyn Read>>,
     pages: Option<u16>,
     /// The codec that it was recorded with: name and version.
     pub(crate) codec: String,
+    /// What the recorded primary said at first.
+    pub(crate) hello: Message,
 }
 
 impl Source {
     pub(crate) fn open(path: &Path) -> Result<Source, SourceError> {
         let open = |source| SourceError::Open { path: path.to_owned(), source };
-        let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(open)?);
+        let file = plain(File::open(path).map_err(open)?).map_err(open)?;
         let trace = |source| SourceError::Trace { path: path.to_owned(), source };
         let reader = Reader::new(file).map_err(trace)?;
-        let mut source = Source { path: path.to_owned(), reader, pages: None, codec: String::new() };
-        let mut control = None;
+        let mut source = Source {
+            path: path.to_owned(),
+            reader,
+            pages: None,
+            codec: String::new(),
+            hello: Message::Heartbeat,
+        };
+        let (mut control, mut pages) = (None, None);
         loop {
             match source.entry()?.ok_or(SourceError::NoSession)? {
                 Entry::Channel { number, name } if name == "control" => control = Some(number),
+                Entry::Channel { number, name } if name == "pages" => pages = Some(number),
                 Entry::Bytes { channel, bytes, .. } if Some(channel) == control => {
                     let (_, payload) = frame(&bytes)?;
                     if let Message::Hello(hello) = Message::decode(payload)? {
-                        let codec = hello.signature.into_iter().find(|(name, _)| name == "codec");
-                        source.codec = codec.map(|(_, value)| value).ok_or(SourceError::NoSession)?;
+                        let codec = hello.signature.iter().find(|(name, _)| name == "codec");
+                        source.codec = codec.map(|(_, value)| value.clone()).ok_or(SourceError::NoSession)?;
+                        (source.hello, source.pages) = (Message::Hello(hello), pages);
                         return Ok(source);
                     }
                 }
@@ -97,7 +119,11 @@ impl Source {
                     let (header, payload) = frame(&bytes)?;
                     match header.kind {
                         FrameKind::Pages => return Ok(Some(Part::Pages(header.epoch, payload.to_vec()))),
-                        FrameKind::CheckpointEnd => return Ok(Some(Part::End(at))),
+                        FrameKind::State => return Ok(Some(Part::State(header.epoch, payload.to_vec()))),
+                        FrameKind::CheckpointEnd => {
+                            let (epoch, end) = (header.epoch, CheckpointEnd::decode(payload)?);
+                            return Ok(Some(Part::End { epoch, at, end }));
+                        }
                         _ => {}
                     }
                 }
@@ -105,6 +131,18 @@ impl Source {
             }
         }
     }
+}
+
+/// The trace itself, which may be compressed.
+fn plain(file: File) -> io::Result<Box<dyn Read>> {
+    const ZSTD: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    if !file.fill_buf()?.starts_with(&ZSTD) {
+        return Ok(Box::new(file));
+    }
+    let mut zstd = zstd::Decoder::with_buffer(file)?;
+    zstd.window_log_max(WINDOW)?;
+    Ok(Box::new(BufReader::with_capacity(1 << 20, zstd)))
 }
 
 /// What one call sent: a frame.

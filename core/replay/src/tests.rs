@@ -88,7 +88,8 @@ fn epochs_hold_each_page_once_and_every_page_comes_back() {
     let path = trace(dir.path(), &GUEST);
     assert_eq!(recorded_codec(&path).unwrap(), "raw 0.1.0");
     for (interval, epochs, pages) in [(Duration::ZERO, 3, 5), (Duration::from_secs(3600), 1, 2)] {
-        let figures = replay(&path, raw().as_mut(), [raw(), raw()], &mut Every(interval)).unwrap();
+        let figures =
+            replay(&path, raw().as_mut(), [raw(), raw()], &mut Every(interval), &Clock::default()).unwrap();
         assert_eq!((figures.epochs, figures.pages, figures.recorded_epochs), (epochs, pages, 3));
         assert_eq!((figures.copy_pages, figures.copy_bytes), (4, 4 * 4096 + 8 + 2 * 16));
         assert!(figures.bytes > pages * 4096 && figures.ratio < 1.0 && figures.ratio > 0.98, "{figures:?}");
@@ -126,15 +127,40 @@ impl Codec for Lossy {
 fn a_codec_that_loses_something_has_no_figures() {
     let dir = tempfile::tempdir().unwrap();
     let path = trace(dir.path(), &[&[4], &[5, 6]]);
-    let error = replay(&path, raw().as_mut(), [Box::new(Lossy(raw())), raw()], &mut Every(Duration::ZERO));
+    let error = replay(
+        &path,
+        raw().as_mut(),
+        [Box::new(Lossy(raw())), raw()],
+        &mut Every(Duration::ZERO),
+        &Clock::default(),
+    );
     assert!(matches!(error, Err(ReplayError::Differs(4))), "{error:?}");
+}
+
+#[test]
+fn a_small_trace_has_the_epochs_and_what_their_pages_were_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, small) = (trace(dir.path(), &GUEST), dir.path().join("small.trace"));
+    trim(&path, (Epoch(2), 2), raw().as_mut(), &small).unwrap();
+    assert_eq!(fs::read(&small).unwrap()[..4], [0x28, 0xb5, 0x2f, 0xfd], "compressed");
+    let figures =
+        replay(&small, raw().as_mut(), [raw(), raw()], &mut Every(Duration::ZERO), &Clock::default());
+    let figures = figures.unwrap();
+    assert_eq!((figures.copy_pages, figures.epochs, figures.pages), (2, 2, 3));
+    let mut source = Source::open(&small).unwrap();
+    let Some(Part::Pages(Epoch::COPY, copy)) = source.next_part().unwrap() else { panic!("a copy") };
+    let mut image = Image::new();
+    raw().decode(&copy, &mut image).unwrap();
+    assert_eq!(image.pages(2, 1).unwrap(), [2; PAGE_SIZE], "as epoch 1 had left it");
+    let error = trim(&path, (Epoch(2), 3), raw().as_mut(), &small).unwrap_err();
+    assert!(matches!(error, TrimError::TooShort { found: 2, .. }), "{error}");
 }
 
 #[test]
 fn a_page_that_no_guest_has_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = trace(dir.path(), &[&[1 << 40]]);
-    let error = replay(&path, raw().as_mut(), [raw(), raw()], &mut Every(Duration::ZERO));
+    let error = replay(&path, raw().as_mut(), [raw(), raw()], &mut Every(Duration::ZERO), &Clock::default());
     assert!(matches!(error, Err(ReplayError::Recorded(_))), "{error:?}");
 }
 

@@ -16,7 +16,7 @@
 pub mod fuzz;
 mod trace;
 
-pub use trace::{Entry, Reader, TraceError};
+pub use trace::{Entry, Reader, TraceError, Writer};
 
 use aventine_api::schemars::JsonSchema;
 use aventine_api::{
@@ -30,8 +30,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
-use trace::Writer;
+use std::time::{Duration, Instant};
 
 aventine_api::inventory::submit! {
     PluginEntry {
@@ -96,7 +95,8 @@ impl Transport for Recorder {
             _ => RecordError::Make { path: path.clone(), source },
         })?;
         let writer = Writer::new(file).map_err(RecordError::Write)?;
-        let shared = Arc::new(Shared { writer: Mutex::new(writer), ended: End::default() });
+        let shared =
+            Arc::new(Shared { began: Instant::now(), writer: Mutex::new(writer), ended: End::default() });
         Ok(Box::new(FileLink { path, shared, channels: 0 }))
     }
 
@@ -107,6 +107,7 @@ impl Transport for Recorder {
 
 /// What the channels of a recording share.
 struct Shared {
+    began: Instant,
     writer: Mutex<Writer<File>>,
     ended: End,
 }
@@ -172,7 +173,8 @@ struct FileTx {
 
 impl ChannelTx for FileTx {
     fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError> {
-        self.shared.write(|writer| writer.bytes(self.number, parts))
+        let began = self.shared.began;
+        self.shared.write(|writer| writer.bytes(self.number, began.elapsed(), parts))
     }
 }
 

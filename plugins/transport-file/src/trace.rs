@@ -8,7 +8,7 @@
 //! Numbers are little-endian.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const MAGIC: &[u8; 8] = b"AVTRACE1";
 const CHANNEL: u8 = 1;
@@ -17,35 +17,37 @@ const BYTES: u8 = 2;
 const LIMIT: u32 = 128 << 20;
 
 /// Writes a trace.
-pub(crate) struct Writer<W> {
+pub struct Writer<W> {
     file: W,
-    began: Instant,
 }
 
 impl<W: Write> Writer<W> {
-    pub(crate) fn new(mut file: W) -> io::Result<Writer<W>> {
+    /// Writes the beginning.
+    pub fn new(mut file: W) -> io::Result<Writer<W>> {
         file.write_all(MAGIC)?;
-        Ok(Writer { file, began: Instant::now() })
+        Ok(Writer { file })
     }
 
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn into_inner(self) -> W {
+    /// What it has written to.
+    pub fn into_inner(self) -> W {
         self.file
     }
 
-    pub(crate) fn channel(&mut self, number: u16, name: &str) -> io::Result<()> {
+    /// A channel was opened.
+    pub fn channel(&mut self, number: u16, name: &str) -> io::Result<()> {
         let length = u8::try_from(name.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let [low, high] = number.to_le_bytes();
         self.file.write_all(&[&[CHANNEL, low, high, length], name.as_bytes()].concat())
     }
 
-    pub(crate) fn bytes(&mut self, channel: u16, parts: &[&[u8]]) -> io::Result<()> {
+    /// One call sent `parts`, `at` after the start of the recording.
+    pub fn bytes(&mut self, channel: u16, at: Duration, parts: &[&[u8]]) -> io::Result<()> {
         let length = parts.iter().map(|p| p.len()).sum::<usize>();
         let length = u32::try_from(length).ok().filter(|l| *l <= LIMIT).ok_or(io::ErrorKind::InvalidInput)?;
         let mut head = Vec::with_capacity(15);
         head.push(BYTES);
         head.extend(channel.to_le_bytes());
-        head.extend((self.began.elapsed().as_nanos() as u64).to_le_bytes());
+        head.extend((at.as_nanos() as u64).to_le_bytes());
         head.extend(length.to_le_bytes());
         let mut slices = [&head[..]].iter().chain(parts).map(|p| IoSlice::new(p)).collect::<Vec<_>>();
         write_all(&mut self.file, &mut slices)
