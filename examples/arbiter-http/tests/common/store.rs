@@ -9,17 +9,17 @@ use std::thread;
 
 /// Runs until the process ends.
 #[derive(Clone)]
-pub struct Store {
-    pub address: SocketAddr,
-    pub objects: Arc<Mutex<HashMap<String, String>>>,
+pub(crate) struct Store {
+    pub(crate) address: SocketAddr,
+    pub(crate) objects: Arc<Mutex<HashMap<String, String>>>,
     /// Makes an object again that is there.
-    pub ignores_conditions: Arc<AtomicBool>,
+    pub(crate) ignores_conditions: Arc<AtomicBool>,
     /// Does what it is asked, and closes the connection without an answer.
-    pub loses_answers: Arc<AtomicBool>,
+    pub(crate) loses_answers: Arc<AtomicBool>,
 }
 
 impl Store {
-    pub fn start(listener: TcpListener) -> Store {
+    pub(crate) fn start(listener: TcpListener) -> Store {
         let store = Store {
             address: listener.local_addr().unwrap(),
             objects: Arc::default(),
