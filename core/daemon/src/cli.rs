@@ -86,10 +86,11 @@ the guest, as the next start would. Says which disks a guest cannot be started f
         #[arg(long)]
         json: bool,
     },
-    /// Try codecs and epoch policies on a recorded guest
+    /// Try codecs, epoch policies or a standby on a recorded guest
     #[command(after_help = "\
-Example:
+Examples:
   aventine replay strategies.toml
+  aventine replay web.trace --standby web.toml
 
 The file names a trace and what to compare:
   trace = \"redis-set.trace\"
@@ -99,11 +100,18 @@ The file names a trace and what to compare:
   [[codec]]
   plugin = \"raw\"
 
-Each codec runs with each policy. A trace is made by `aventine protect` with `plugin = \"file\"` in [transport].")]
+Each codec runs with each policy. A trace is made by `aventine protect` with `plugin = \"file\"` in [transport].
+
+With --standby, the checkpoints go to `aventine standby web.toml`, whose memory and disks become the recorded guest's. Its
+configuration is the recorded one but for [transport]. If the recording breaks off without an end, the standby has lost its
+primary and may run the guest.")]
     Replay {
-        /// What to compare, and on which trace
-        strategies: PathBuf,
-        /// Print one line of JSON for each codec and policy
+        /// What to compare, and on which trace; with --standby, the trace
+        file: PathBuf,
+        /// Send the trace to the standby that runs with this configuration
+        #[arg(long, value_name = "CONFIG")]
+        standby: Option<PathBuf>,
+        /// Print one line of JSON for each codec and policy, or for the standby
         #[arg(long)]
         json: bool,
     },

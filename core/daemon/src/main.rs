@@ -8,6 +8,7 @@ mod bench;
 mod cli;
 mod environment;
 mod exit;
+mod feed;
 mod keys;
 mod list;
 mod output;
@@ -66,7 +67,8 @@ fn main() -> ExitCode {
         Command::Reclaim { run, json } => reclaim::reclaim(&run, json),
         Command::Plugins { command: Some(cli::Plugins::Inspect { file, json }), .. } => inspect(&file, json),
         Command::Plugins { command: None, config, json } => plugins(config.as_deref(), json),
-        Command::Replay { strategies, json } => replay::replay(&strategies, json),
+        Command::Replay { file, standby: Some(config), json } => feed::feed(&file, &config, json),
+        Command::Replay { file, standby: None, json } => replay::replay(&file, json),
         Command::Bench(what) => bench::bench(what),
         Command::Schema { plugin, config } => schema::schema(plugin.as_deref(), config.as_deref()),
         Command::Keys(args) => keys::keys(&args),

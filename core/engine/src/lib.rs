@@ -16,6 +16,7 @@ mod arbiter;
 mod audit;
 mod control;
 mod door;
+mod feed;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -44,6 +45,7 @@ use std::path::Path;
 
 pub use arbiter::RecordError;
 pub use control::{AuditStatus, Command, Control, Inbox, Quantiles, Status, command_channel};
+pub use feed::{Fed, FeedError, Recorded, RecordedFrame, RecordedFrames, RecordingError, feed};
 pub use link::HandshakeError;
 pub use metrics::MetricStatus;
 pub use parts::PluginFailure;

@@ -1,6 +1,6 @@
 //! What can be said of a shared object before it is loaded.
 
-use aventine_abi::{ABI, Descriptor};
+use aventine_abi::{ABI, Descriptor, HEADER_V1};
 use object::{Architecture, Object, ObjectSection, ObjectSymbol};
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
@@ -139,18 +139,22 @@ fn describe(file: &Path, bytes: &[u8]) -> Result<About, FileError> {
     }
     let descriptor = descriptor(&object).ok_or_else(|| FileError::NotPlugin(file.to_owned()))?;
     let (abi, build) = (descriptor.abi(), descriptor.build());
-    if abi != ABI {
+    // A newer plugin offers the older interfaces, too; what it does not offer cannot be used.
+    if abi != ABI && definition(&object, HEADER_V1).is_none() {
         return Err(FileError::Abi { file: file.to_owned(), build, abi });
     }
     Ok(About { abi, build })
 }
 
 fn descriptor(object: &object::File<'_>) -> Option<Descriptor> {
-    let named = |s: &object::Symbol<'_, '_>| s.is_definition() && s.name() == Ok(Descriptor::SYMBOL);
-    let symbol = object.dynamic_symbols().find(named)?;
+    let symbol = definition(object, Descriptor::SYMBOL)?;
     let section = object.section_by_index(symbol.section_index()?).ok()?;
     let bytes = section.data_range(symbol.address(), Descriptor::SIZE as u64).ok()??;
     Descriptor::read(bytes)
+}
+
+fn definition<'a>(object: &'a object::File<'_>, name: &str) -> Option<object::Symbol<'a, 'a>> {
+    object.dynamic_symbols().find(|s| s.is_definition() && s.name() == Ok(name))
 }
 
 /// The architecture of this program, where it has a name of its own.

@@ -90,6 +90,10 @@ fn another_processor_and_another_interface_are_named() {
     let later = compile(dir.path(), "later.so", &format!("{TRAP}{}", descriptor(ABI + 1)), &[]);
     let (error, told) = refused(&later);
     assert!(matches!(error, LoadError::File(FileError::Abi { .. })), "{told}");
+    // One that still offers the interface of this program is told apart from it only by what the loader finds.
+    let source = format!("{}char AVENTINE_PLUGIN_V1[512];", descriptor(ABI + 1));
+    let (error, told_of_both) = refused(&compile(dir.path(), "both.so", &source, &[]));
+    assert!(matches!(error, LoadError::Interface { .. }), "{told_of_both}");
     assert!(
         told.contains("later.so (crafted 0.1.0) offers plugin interface 2; this program knows interface 1")
     );

@@ -14,9 +14,11 @@
 
 mod image;
 mod source;
+mod trace;
 mod trim;
 
 pub use source::SourceError;
+pub use trace::Trace;
 pub use trim::{TrimError, trim};
 
 use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, PAGE_SIZE, PluginError};

@@ -61,10 +61,13 @@ pub(crate) enum Part {
     },
 }
 
+/// A trace that is read, whether it is compressed or not.
+pub(crate) type Plain = Reader<Box<dyn Read>>;
+
 /// Reads a trace from its beginning.
 pub(crate) struct Source {
     path: PathBuf,
-    reader: Reader<Box<dyn Read>>,
+    reader: Plain,
     pages: Option<u16>,
     /// The codec that it was recorded with: name and version.
     pub(crate) codec: String,
@@ -74,10 +77,7 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn open(path: &Path) -> Result<Source, SourceError> {
-        let open = |source| SourceError::Open { path: path.to_owned(), source };
-        let file = plain(File::open(path).map_err(open)?).map_err(open)?;
-        let trace = |source| SourceError::Trace { path: path.to_owned(), source };
-        let reader = Reader::new(file).map_err(trace)?;
+        let reader = open(path)?;
         let mut source = Source {
             path: path.to_owned(),
             reader,
@@ -133,6 +133,13 @@ impl Source {
     }
 }
 
+/// Opens the trace at `path`.
+pub(crate) fn open(path: &Path) -> Result<Plain, SourceError> {
+    let open = |source| SourceError::Open { path: path.to_owned(), source };
+    let file = plain(File::open(path).map_err(open)?).map_err(open)?;
+    Reader::new(file).map_err(|source| SourceError::Trace { path: path.to_owned(), source })
+}
+
 /// The trace itself, which may be compressed.
 fn plain(file: File) -> io::Result<Box<dyn Read>> {
     const ZSTD: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
@@ -146,7 +153,7 @@ fn plain(file: File) -> io::Result<Box<dyn Read>> {
 }
 
 /// What one call sent: a frame.
-fn frame(bytes: &[u8]) -> Result<(FrameHeader, &[u8]), SourceError> {
+pub(crate) fn frame(bytes: &[u8]) -> Result<(FrameHeader, &[u8]), SourceError> {
     let (head, payload) = bytes.split_first_chunk::<HEADER_LEN>().ok_or(SourceError::NoFrame(bytes.len()))?;
     // A trace may be a part of what was recorded: frames count on from where they were.
     let sequence = u32::from_le_bytes(head[20..24].try_into().unwrap_or_default());

@@ -11,7 +11,7 @@
 use crate::image::{Image, LIMIT};
 use crate::source::{Part, Source, SourceError};
 use aventine_api::{Codec, Epoch, PageRun, PluginError};
-use aventine_protocol::{FrameHeader, FrameKind, Message};
+use aventine_protocol::{CheckpointEnd, EndReason, FrameHeader, FrameKind, Message};
 use aventine_transport_file::Writer;
 use std::fs::File;
 use std::io::{self, Write};
@@ -131,9 +131,14 @@ fn copy_epochs(
             }
             Part::End { epoch, at, end } if epoch >= from => {
                 out.at = at.saturating_sub(*first.get_or_insert(at));
+                // A standby that is fed with it must never run it.
+                let end = CheckpointEnd { armed: false, ..end };
                 let ended = out.frame(PAGES, FrameKind::CheckpointEnd, number(epoch), &end.encode());
                 if number(epoch).0 == count {
-                    return Ok(ended);
+                    let message = Message::End(EndReason::Stopped).encode();
+                    return Ok(
+                        ended.and_then(|()| out.frame(CONTROL, FrameKind::Message, Epoch::COPY, &message))
+                    );
                 }
                 ended
             }

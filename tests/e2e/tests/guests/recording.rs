@@ -4,6 +4,7 @@ use crate::common::*;
 use aventine_demo::lab::{Lab, Parts, STARTUP, Site};
 use aventine_demo::network::Host;
 use aventine_demo::node::Role;
+use aventine_engine::Status;
 use serde_json::Value;
 use std::fs;
 
@@ -12,22 +13,18 @@ policy = [{ plugin = "fixed", interval = "1ms" }, { plugin = "fixed", interval =
 codec = [{ plugin = "raw" }]
 "#;
 
+fn recording(least: u64) -> impl Fn(&Status) -> bool {
+    move |status| status.state == "recording" && status.committed >= least
+}
+
 #[test]
 fn a_guest_is_recorded_and_replayed() {
-    let lab = Lab::new(&Parts { interval: "10ms".into(), ..parts("recording") }).unwrap();
+    let record = Some("redis.trace".into());
+    let lab = Lab::new(&Parts { interval: "10ms".into(), record, ..parts("recording") }).unwrap();
     lab.prepare(Site::FIRST).unwrap();
     let dir = lab.dir(Host::A, Site::FIRST);
-    let path = dir.join("demo.toml");
-    let config = fs::read_to_string(&path).unwrap();
-    let (before, rest) = config.split_once("[transport]").unwrap();
-    let (_, after) = rest.split_once("[policy]").unwrap();
-    let transport = "[transport]\nplugin = \"file\"\npath = \"redis.trace\"\n";
-    fs::write(&path, [before, transport, "[policy]", after].concat()).unwrap();
 
     let mut primary = lab.node(Host::A, Site::FIRST, Role::Protect).unwrap();
-    let recording = |least| {
-        move |status: &aventine_engine::Status| status.state == "recording" && status.committed >= least
-    };
     primary.wait_for("the recording", STARTUP, recording(1)).unwrap();
     let load = load(&lab, Site::FIRST);
     let from = primary.status().unwrap().committed;
@@ -53,4 +50,40 @@ fn a_guest_is_recorded_and_replayed() {
     assert!((0.98..1.0).contains(&number(short, "ratio")));
     // It is large.
     fs::remove_file(dir.join("redis.trace")).unwrap();
+}
+
+/// The recorder is killed in the middle of an epoch: what a standby is fed with then ends as a primary's life does.
+#[test]
+fn a_recorded_guest_lives_on_at_the_standby_that_is_fed_with_it() {
+    let lab = Lab::new(&parts("fed")).unwrap();
+    lab.prepare(Site::FIRST).unwrap();
+    let dir = lab.dir(Host::A, Site::FIRST);
+    let (path, trace) = (dir.join("demo.toml"), dir.join("redis.trace"));
+    let protecting = fs::read_to_string(&path).unwrap();
+    let (before, rest) = protecting.split_once("[transport]").unwrap();
+    let (_, after) = rest.split_once("[policy]").unwrap();
+    let transport = "[transport]\nplugin = \"file\"\npath = \"redis.trace\"\n";
+    fs::write(&path, [before, transport, "[policy]", after].concat()).unwrap();
+    let mut primary = lab.node(Host::A, Site::FIRST, Role::Protect).unwrap();
+    primary.wait_for("the recording", STARTUP, recording(1)).unwrap();
+    let load = load(&lab, Site::FIRST);
+    load.wait_answers(1000, LIMIT).unwrap();
+    primary.kill(false).unwrap();
+    let written = load.answers();
+
+    fs::write(&path, &protecting).unwrap();
+    let mut standby = lab.node(Host::B, Site::FIRST, Role::Standby).unwrap();
+    standby.wait_for("the standby", STARTUP, |status| status.state == "waiting").unwrap();
+    let arguments = ["replay", "redis.trace", "--standby", "demo.toml", "--json"];
+    let fed = lab.run(Host::A, Site::FIRST, &arguments).unwrap();
+    let told = String::from_utf8_lossy(&fed.stderr);
+    assert!(fed.status.success() && told.contains("breaks off"), "{told}");
+    let row: Value = serde_json::from_slice(&fed.stdout).unwrap();
+    println!("{row}");
+    assert!(row["epochs"].as_u64() > Some(10) && row["commit_us"]["p50"].as_u64() > Some(0), "{row}");
+
+    standby.wait_for("the takeover", LIMIT, |status| status.side == "primary").unwrap();
+    load.wait_answers(written + 1000, LIMIT).unwrap();
+    assert_undisturbed(&finish(&lab, load));
+    fs::remove_file(trace).unwrap();
 }
