@@ -217,6 +217,6 @@ fn become_root() -> Result<(), DemoError> {
 
 /// Whether [`become_root`] has made this process what it is. The first namespace maps every user to itself.
 fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().nth(2).is_some_and(|count| count != u32::MAX.to_string())
 }

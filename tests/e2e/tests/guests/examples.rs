@@ -3,6 +3,7 @@
 use crate::common::*;
 use aventine_demo::lab::{Lab, Parts, Site};
 use aventine_demo::network::{Host, TAPS};
+use aventine_engine::Status;
 use std::net::TcpListener;
 use store::Store;
 
@@ -30,12 +31,14 @@ fn a_guest_protected_by_the_example_plugins_outlives_its_host() {
     let lab = Lab::new(&Parts { tables: tables.parse().unwrap(), ..parts("examples") }).unwrap();
     let listener = lab.network().host(Host::A).enter(|| TcpListener::bind(STORE)).unwrap().unwrap();
     let store = Store::start(listener);
+    assert_eq!(store.address.to_string(), STORE);
     let mut pair = lab.start().unwrap();
-    let load = self::load(&lab, Site::FIRST);
-    // A guest that says nothing has ten epochs a second, one that answers has more.
-    let before = pair.primary.status().unwrap().committed;
-    load.wait_answers(2 * SOME, LIMIT).unwrap();
-    assert!(pair.primary.status().unwrap().committed > before + 20);
+    let load = load(&lab, Site::FIRST);
+    let ended_for_output = |status: &Status| {
+        let mut metrics = status.metrics.iter();
+        metrics.any(|m| m.plugin == "policy" && m.name == "ended_for_output_total" && m.value > 20)
+    };
+    pair.primary.wait_for("epochs that end for output", LIMIT, ended_for_output).unwrap();
     pair.fail_over(false).unwrap();
     load.wait_answers(SOME, LIMIT).unwrap();
     // The session's object is there, and it is the standby's.
