@@ -73,7 +73,7 @@ impl State {
 
     pub(crate) fn release(&mut self, epoch: Epoch) -> io::Result<()> {
         let sealed = self.seals.iter().take_while(|(sealed, _)| *sealed <= epoch).count();
-        let end = self.seals.drain(..sealed).last();
+        let end = self.seals.drain(..sealed).next_back();
         end.map_or(Ok(()), |(_, end)| self.let_out(end))
     }
 
