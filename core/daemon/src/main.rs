@@ -129,9 +129,20 @@ fn inspect(file: &Path, json: bool) -> Exit {
 }
 
 fn demo(args: cli::Demo) -> Exit {
-    let cli::Demo { rounds, seed, interval, json, keep, kernel, initrd, work, record, plugins } = args;
-    let options =
-        aventine_demo::DemoOptions { rounds, seed, interval, json, keep, kernel, initrd, work, plugins };
+    let cli::Demo { rounds, seed, interval, json, keep, kernel, initrd, work, record, plugins, tables } =
+        args;
+    let options = aventine_demo::DemoOptions {
+        rounds,
+        seed,
+        interval,
+        json,
+        keep,
+        kernel,
+        initrd,
+        work,
+        plugins,
+        tables,
+    };
     if let Some(file) = record {
         return record::record(&options, &file);
     }

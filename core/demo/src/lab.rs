@@ -100,6 +100,8 @@ pub struct Parts {
     pub plugins: Option<PathBuf>,
     /// The file, in the primary's directory, to which the guest is recorded instead of being protected.
     pub record: Option<PathBuf>,
+    /// Tables that take the place of the configuration's own, such as `[policy]` and `[plugins]`.
+    pub tables: toml::Table,
     /// QEMU's arguments besides those that every guest has.
     pub qemu: Vec<String>,
     /// The kernel's words besides those that every guest has.
@@ -123,6 +125,7 @@ impl Default for Parts {
             staging: "256MiB".into(),
             policy: None,
             plugins: None,
+            tables: toml::Table::new(),
             record: None,
             qemu: vec!["-no-reboot".into()],
             kernel_words: "panic=-1".into(),
@@ -324,7 +327,13 @@ impl Lab {
             if self.parts.tls {
                 self.give_keys(host.name(), &dir)?;
             }
-            fs::write(dir.join("demo.toml"), self.configuration(site))
+            let mut configuration = self.configuration(site);
+            if !self.parts.tables.is_empty() {
+                let mut own = configuration.parse::<toml::Table>().map_err(io::Error::other)?;
+                own.extend(self.parts.tables.clone());
+                configuration = toml::to_string(&own).map_err(io::Error::other)?;
+            }
+            fs::write(dir.join("demo.toml"), configuration)
         };
         made().map_err(|source| LabError::Files { path: dir.clone(), source })
     }

@@ -19,12 +19,11 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 pub use record::{EPOCHS, Recorded, record};
 use report::{Report, Round};
-use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 
 /// How often QEMU's own pause, save and resume are timed.
 const FLOOR_ROUNDS: u32 = 21;
@@ -59,6 +58,8 @@ pub struct DemoOptions {
     pub work: PathBuf,
     /// The shared objects in this directory have the plugins; none that is built in is used.
     pub plugins: Option<PathBuf>,
+    /// A file with tables that take the place of the configuration's own.
+    pub tables: Option<PathBuf>,
 }
 
 /// Why the demo could not be shown.
@@ -70,6 +71,14 @@ pub enum DemoError {
     /// The own program file is not known.
     #[error("Cannot find the running program's file")]
     Program(#[source] io::Error),
+    /// The tables could not be read.
+    #[error("Cannot read {}", file.display())]
+    Tables {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The hosts failed.
     #[error(transparent)]
     Lab(#[from] LabError),
@@ -115,6 +124,11 @@ pub fn run(options: &DemoOptions) -> Result<bool, DemoError> {
 }
 
 fn parts(options: &DemoOptions) -> Result<Parts, DemoError> {
+    let read = |file: &PathBuf| {
+        let tables = fs::read_to_string(file).and_then(|text| text.parse().map_err(io::Error::other));
+        tables.map_err(|source| DemoError::Tables { file: file.clone(), source })
+    };
+    let tables = options.tables.as_ref().map(read).transpose()?.unwrap_or_default();
     Ok(Parts {
         program: std::env::current_exe().map_err(DemoError::Program)?,
         kernel: options.kernel.clone(),
@@ -123,6 +137,7 @@ fn parts(options: &DemoOptions) -> Result<Parts, DemoError> {
         interval: options.interval.clone(),
         detection: "200ms".into(),
         plugins: options.plugins.clone(),
+        tables,
         ..Parts::default()
     })
 }
@@ -202,6 +217,6 @@ fn become_root() -> Result<(), DemoError> {
 
 /// Whether [`become_root`] has made this process what it is. The first namespace maps every user to itself.
 fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().nth(2).is_some_and(|count| count != u32::MAX.to_string())
 }

@@ -70,7 +70,7 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 
 /// In the largest unit that leaves a whole number.
 fn shown(value: u64, units: &[(&str, u64)]) -> String {
-    let fits = |scale: u64| value != 0 && value.is_multiple_of(scale);
+    let fits = |scale: u64| value != 0 && value % scale == 0;
     let (unit, scale) = units.iter().rev().find(|(_, s)| fits(*s)).unwrap_or(&units[0]);
     format!("{}{unit}", value / scale)
 }

@@ -5,6 +5,7 @@
 //!   debs/                   downloaded packages
 //!   resolved/HASH           the packages that one list of wishes comes to, by what apt knew when it was asked
 //!   guest/KEY, lab/KEY      what is made from them; KEY stands for all that it is made from
+//!   NAME/KEY/root           packages that were asked for one by one, unpacked
 //!   *.lock                  held by whoever makes something
 //! ```
 
@@ -61,6 +62,12 @@ impl Deb {
     fn of(file: &str) -> Option<Deb> {
         Some(Deb { package: file.split_once('_')?.0.to_owned(), file: file.to_owned() })
     }
+
+    /// As apt takes it: this version and no other.
+    fn wish(&self) -> String {
+        let version = self.file.split('_').nth(1).unwrap_or_default();
+        format!("{}={}", self.package, version.replace("%3a", ":"))
+    }
 }
 
 /// Where downloads and what is made from them are kept, for all of a user's copies of the repository.
@@ -105,6 +112,27 @@ pub fn resolve(
     let written = fs::write(&new, files).and_then(|()| fs::rename(&new, &known));
     written.map_err(|source| PackageError::File { path: known, source })?;
     Ok(debs)
+}
+
+/// The packages of `wishes` (`NAME` or `NAME=VERSION`) and no others, unpacked: answers where. They are kept under `name`, and
+/// fetched once.
+pub fn unpacked(name: &str, wishes: &[&str]) -> Result<PathBuf, PackageError> {
+    let cache = cache()?;
+    let _lock = lock(&cache, name)?;
+    let made = cache.join(name).join(hash(&wishes));
+    if !made.exists() {
+        let first = wishes.first().map_or("", |wish| wish.split('=').next().unwrap_or(wish));
+        update_lists(first)?;
+        let mut uris = Command::new("apt-get");
+        uris.args(["download", "--print-uris"]).args(wishes);
+        let uris = run::text(&mut uris);
+        let uris = uris.map_err(|source| PackageError::Step { step: "Looking for packages", source })?;
+        // Under a name of its own until it is whole.
+        let new = made.with_extension("new");
+        unpack(&cache, &parse_uris(&uris), &new)?;
+        fs::rename(&new, &made).map_err(|source| PackageError::File { path: made.clone(), source })?;
+    }
+    Ok(made.join("root"))
 }
 
 /// When apt's lists were last changed.
@@ -174,7 +202,7 @@ pub fn unpack(cache: &Path, debs: &BTreeSet<Deb>, made: &Path) -> Result<(), Pac
 
 fn download(debs: &BTreeSet<Deb>, store: &Path) -> Result<(), PackageError> {
     let _lock = lock(store, "debs")?;
-    let absent = debs.iter().filter(|deb| !store.join(&deb.file).exists()).map(|deb| &deb.package);
+    let absent = debs.iter().filter(|deb| !store.join(&deb.file).exists()).map(Deb::wish);
     let absent = absent.collect::<Vec<_>>();
     if absent.is_empty() {
         return Ok(());
@@ -225,6 +253,13 @@ mod tests {
         );
         assert_eq!(tree["a"], ["libx", "liby"]);
         assert_eq!(tree["libx"], ["libc"]);
+    }
+
+    #[test]
+    fn a_package_is_asked_for_by_the_version_in_its_files_name() {
+        let wish = |file: &str| Deb::of(file).unwrap().wish();
+        assert_eq!(wish("redis-tools_5%3a7.0.15-1~deb12u10_amd64.deb"), "redis-tools=5:7.0.15-1~deb12u10");
+        assert_eq!(wish("libllvm19_1%3a19.1.7-3~deb12u1_amd64.deb"), "libllvm19=1:19.1.7-3~deb12u1");
     }
 
     #[test]

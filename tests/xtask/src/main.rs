@@ -14,6 +14,7 @@ mod guest;
 mod lab;
 mod machine;
 
+use aventine_examples::EXAMPLES;
 use aventine_lab::run::{self, RunError};
 use aventine_lab::state::{State, StateError};
 use fuzz::FuzzError;
@@ -135,6 +136,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::TESTS)?;
     // As the test runner does it, the program and the shared objects included, so that it finds everything built.
     cargo(&["test", "--no-run", "--workspace"])?;
+    EXAMPLES.iter().try_for_each(|example| aventine_examples::build(example).map(drop))?;
     let guest = guest::make()?;
     let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
     // Here rather than in the first test that needs it, which would take the longer for it.

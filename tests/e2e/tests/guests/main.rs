@@ -8,6 +8,7 @@ mod common;
 mod cuts;
 mod disks;
 mod endings;
+mod examples;
 mod losses;
 mod pairs;
 mod pressure;
