@@ -21,6 +21,8 @@ use tempfile::TempDir;
 
 #[path = "../../../examples/arbiter-http/tests/common/store.rs"]
 mod store;
+#[path = "versions/newer.rs"]
+mod versions;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The oldest compiler that the SDK promises to build with: that of Debian 12.
