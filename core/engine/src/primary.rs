@@ -31,7 +31,9 @@ use crate::stall::Stall;
 use crate::stats::Samples;
 use crate::wire::FrameTx;
 use crate::{End, EngineError, sender};
-use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, Guest, Link, OpenEpoch, PageBitmap, PluginError};
+use aventine_api::{
+    Codec, Epoch, EpochPolicy, EpochStats, Guest, LONGEST_EPOCH, Link, OpenEpoch, PageBitmap, PluginError,
+};
 use aventine_config::Config;
 use aventine_protocol::{Base, Message, Primary, PrimaryEvent, PrimaryState};
 use std::collections::VecDeque;
@@ -45,8 +47,6 @@ use tracing::info;
 const TICK: Duration = Duration::from_millis(20);
 /// A policy that wants to look at the open epoch all the time looks this often.
 const SHORTEST_LOOK: Duration = Duration::from_micros(100);
-/// No policy makes an epoch longer.
-const LONGEST_EPOCH: Duration = Duration::from_secs(3600);
 /// How often the initial copy goes over memory before it leaves the rest to the first checkpoint.
 const COPY_ROUNDS: u32 = 7;
 
