@@ -252,7 +252,7 @@ pub(crate) struct Demo {
     /// Use the plugins of the shared objects in this directory, and none that are built in
     #[arg(long, value_name = "DIR")]
     pub(crate) plugins: Option<PathBuf>,
-    /// Use the tables in this file, such as [policy] and [plugins], in place of the demo's own
+    /// Use the tables in this file, such as `[policy]` and `[plugins]`, in place of the demo's own
     #[arg(long, value_name = "FILE")]
     pub(crate) tables: Option<PathBuf>,
 }

@@ -104,7 +104,7 @@ impl Codec for Runs {
             self.buffer.extend((run.first_page as u32).to_le_bytes());
             self.buffer.extend(((data.len() / PAGE_SIZE) as u32).to_le_bytes());
             self.buffer.extend(data);
-            if self.fault == Fault::MissesEverySixtiethBatch && self.batches.is_multiple_of(60) {
+            if self.fault == Fault::MissesEverySixtiethBatch && self.batches % 60 == 0 {
                 *self.buffer.last_mut().unwrap() ^= 1;
             }
             if self.fault == Fault::AddsAMargin {
@@ -138,7 +138,7 @@ impl Codec for Runs {
     fn decode(&mut self, payload: &[u8], sink: &mut dyn PageSink) -> Result<(), PluginError> {
         self.unchecked = false;
         for (first, data) in self.parse(payload)? {
-            if !data.len().is_multiple_of(PAGE_SIZE) {
+            if data.len() % PAGE_SIZE != 0 {
                 return Err(corrupt("short pages"));
             }
             if self.fault == Fault::AsksForWholeRuns && !data.is_empty() {
