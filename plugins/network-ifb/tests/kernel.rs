@@ -6,6 +6,7 @@ mod bench;
 mod kills;
 
 use aventine_api::{Disengage, Epoch, NetworkBuffer, Side};
+use aventine_conformance::form::Native;
 use aventine_lab::inside;
 use aventine_network_ifb as _;
 use aventine_network_kernel::{Device, Netlink, QdiscInfo, redirects};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 struct Ifb;
 
 impl Kind for Ifb {
+    type Form = Native;
     const PLUGIN: &'static str = "ifb";
     const PLUGGED: &'static str = "ifb-confor-";
 }
@@ -36,7 +38,7 @@ fn controller_on_command() {
 }
 
 fn ifb(tap: &str, id: &str, side: Side) -> Result<Box<dyn NetworkBuffer>, String> {
-    plugin("ifb", &format!("device = '{tap}'"), id, side, Arc::new(Nobody))
+    plugin::<Native>("ifb", &format!("device = '{tap}'"), id, side, Arc::new(Nobody))
 }
 
 fn ifbs(netlink: &mut Netlink) -> Vec<String> {

@@ -6,9 +6,8 @@
 //!           `ifb` plugs here                `plug` plugs here
 //! ```
 
-use aventine_api::{
-    Context, Epoch, Factory, Host, NetworkBuffer, PluginEntry, PluginError, Premises, Side, Upkeep, inventory,
-};
+use aventine_api::{Context, Epoch, Factory, Host, NetworkBuffer, PluginError, Premises, Side, Upkeep};
+use aventine_conformance::form::{Form, Native};
 use aventine_conformance::network::NetworkBench;
 use aventine_network_kernel::{Device, Netlink};
 use std::fs::File;
@@ -27,6 +26,8 @@ const WORLD: &str = "world0";
 
 /// The plugin under test.
 pub(crate) trait Kind {
+    /// How it is reached.
+    type Form: Form;
     const PLUGIN: &'static str;
     /// How the name of the device begins that it holds frames at.
     const PLUGGED: &'static str;
@@ -102,15 +103,14 @@ impl Host for Nobody {
 }
 
 /// Makes the plugin of this name.
-pub(crate) fn plugin(
+pub(crate) fn plugin<F: Form>(
     name: &str,
     config: &str,
     id: &str,
     side: Side,
     host: Arc<dyn Host>,
 ) -> Result<Box<dyn NetworkBuffer>, String> {
-    let mut entries = inventory::iter::<PluginEntry>.into_iter();
-    let entry = entries.find(|e| e.name == name).expect("the plugin is linked in");
+    let entry = F::entry(aventine_api::Kind::Network, name);
     let Factory::Network(make) = entry.factory else { panic!("{name} is a network plugin") };
     (entry.validate)(config).map_err(|e| e.to_string())?;
     let context = Context {
@@ -142,7 +142,7 @@ pub(crate) fn crash() {
 
 /// The plugin's upkeep, for this configuration.
 pub(crate) fn upkeep(name: &str) -> (Upkeep, Premises) {
-    let entry = inventory::iter::<PluginEntry>.into_iter().find(|e| e.name == name).expect("the plugin");
+    let entry = Native::entry(aventine_api::Kind::Network, name);
     (
         entry.upkeep.expect("the plugin has one"),
         Premises { guest: "conformance".into(), id: "net0".into(), config_dir: "/nowhere".into() },
@@ -194,7 +194,7 @@ impl<K: Kind> NetworkBench for Taps<K> {
 
     fn make(_: &str, side: Side, host: Arc<dyn Host>) -> Box<dyn NetworkBuffer> {
         let config = format!("device = '{GUEST}'\nlimit = '1MiB'");
-        plugin(K::PLUGIN, &config, "net0", side, host).unwrap_or_else(|e| panic!("{e}"))
+        plugin::<K::Form>(K::PLUGIN, &config, "net0", side, host).unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn stop(&mut self) {

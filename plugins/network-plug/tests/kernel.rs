@@ -6,6 +6,7 @@ mod bench;
 mod kills;
 
 use aventine_api::{Epoch, ErrorCode, NetworkBuffer, Side};
+use aventine_conformance::form::Native;
 use aventine_lab::inside;
 use aventine_network_kernel::{Device, Netlink, Plug, QdiscInfo, probe};
 use aventine_network_plug as _;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 struct AtEgress;
 
 impl Kind for AtEgress {
+    type Form = Native;
     const PLUGIN: &'static str = "plug";
     const PLUGGED: &'static str = "world0";
 }
@@ -36,7 +38,7 @@ fn controller_on_command() {
 }
 
 fn make(config: &str, side: Side) -> Result<Box<dyn NetworkBuffer>, String> {
-    plugin("plug", config, "net0", side, Arc::new(Nobody))
+    plugin::<Native>("plug", config, "net0", side, Arc::new(Nobody))
 }
 
 /// The reason for a depth of one. If this fails the kernel has been repaired: see `depth` in network-kernel's `buffer.rs`.

@@ -5,13 +5,15 @@ use aventine_api::{Factory, Kind, PluginEntry};
 use aventine_conformance::form::{Form, Native};
 use aventine_registry::Trust;
 use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
 use {
     aventine_arbiter_command as _, aventine_arbiter_etcd as _, aventine_arbiter_manual as _,
-    aventine_arbiter_shared_file as _, aventine_codec_raw as _, aventine_network_userspace as _,
-    aventine_policy_fixed as _, aventine_transport_file as _, aventine_transport_tcp as _,
+    aventine_arbiter_shared_file as _, aventine_codec_raw as _, aventine_network_ifb as _,
+    aventine_network_plug as _, aventine_network_userspace as _, aventine_policy_fixed as _,
+    aventine_transport_file as _, aventine_transport_tcp as _,
 };
 
 #[path = "../../arbiter-etcd/testing/cluster.rs"]
@@ -30,6 +32,9 @@ mod keys;
 mod manual;
 #[path = "../../arbiter-shared-file/testing/bench.rs"]
 mod shared_file;
+#[expect(dead_code, reason = "the plugins' own tests use more of it")]
+#[path = "../../network-kernel/testing/bench.rs"]
+mod taps;
 #[path = "../../transport-tcp/testing/bench.rs"]
 mod tcp;
 #[path = "../../transport-file/testing/bench.rs"]
@@ -134,6 +139,46 @@ macro_rules! parity {
 }
 
 parity!(adapted = Adapted, loaded = Loaded);
+
+/// A plugin that holds frames in the kernel, in one form.
+struct InTheKernel<F, const PLUG: bool>(PhantomData<F>);
+
+impl<F: Form, const PLUG: bool> taps::Kind for InTheKernel<F, PLUG> {
+    type Form = F;
+    const PLUGIN: &'static str = if PLUG { "plug" } else { "ifb" };
+    const PLUGGED: &'static str = if PLUG { "world0" } else { "ifb-confor-" };
+}
+
+/// All rules on one machine of the lab, which has such a kernel.
+macro_rules! in_the_lab {
+    ($($module:ident = $form:ident, $plug:literal;)*) => {$(
+        mod $module {
+            type Bench = crate::taps::Taps<crate::InTheKernel<crate::$form, $plug>>;
+
+            #[test]
+            fn every_rule_holds_in_the_lab() {
+                aventine_lab::inside(|| {
+                    for rule in aventine_conformance::network::rules::<Bench>() {
+                        rule.check(module_path!()).unwrap_or_else(|violation| panic!("{violation}"));
+                    }
+                });
+            }
+
+            #[test]
+            #[ignore = "started by a_crash_leaves_nothing_behind"]
+            fn controller_that_crashes() {
+                aventine_conformance::network::controller::<Bench>();
+            }
+        }
+    )*};
+}
+
+in_the_lab! {
+    adapted_network_plug = Adapted, true;
+    adapted_network_ifb = Adapted, false;
+    loaded_network_plug = Loaded, true;
+    loaded_network_ifb = Loaded, false;
+}
 
 /// What makes the two forms others than the native one: the code that is called.
 #[test]
