@@ -31,7 +31,7 @@ use aventine_api::{
     ConfigError, Context, Disengage, Epoch, ErrorCode, Factory, Host, Metric, NetAttachment, NetworkBuffer,
     NetworkStats, PluginEntry, PluginError, Side, parse_config, schema,
 };
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use rustix::ioctl::{IntegerSetter, Updater, ioctl};
@@ -165,7 +165,7 @@ impl State {
             match (self.silent, self.holding) {
                 (true, _) => {}
                 (_, true) => done = done.and(self.push(&rest[..4 + length])),
-                (_, false) => self.send(frame),
+                (_, false) => done = done.and(self.send(frame)),
             }
             rest = after;
         }
@@ -184,7 +184,7 @@ impl State {
 
     /// Sends held frames until there were so many, ever.
     fn let_out(&mut self, frames: u64) -> io::Result<()> {
-        let (mut length, mut frame) = ([0; 4], vec![0; LONGEST]);
+        let (mut length, mut frame, mut done) = ([0; 4], vec![0; LONGEST], Ok(()));
         while self.stats.held_frames > self.frames - frames {
             self.file.read_exact_at(&mut length, self.start)?;
             let frame = &mut frame[..LONGEST.min(u32::from_be_bytes(length) as usize)];
@@ -192,9 +192,9 @@ impl State {
             self.start = self.behind(self.start, 4 + frame.len());
             self.stats.held_frames -= 1;
             self.stats.held_bytes -= frame.len() as u64;
-            self.send(frame);
+            done = done.and(self.send(frame));
         }
-        Ok(())
+        done
     }
 
     fn behind(&self, at: u64, length: usize) -> u64 {
@@ -202,12 +202,15 @@ impl State {
         if next < self.size { next } else { 0 }
     }
 
-    /// Gives a frame to the tap, which never makes anybody wait. Who reads the tap tells that it is gone.
-    fn send(&mut self, frame: &[u8]) {
-        match (&*self.tap).write(frame) {
-            Ok(_) => self.stats.sent_frames += 1,
+    /// Gives a frame to the tap, which never makes anybody wait. Fails where the tap is gone; one that is down or full loses
+    /// frames, as a wire does.
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        let sent = (&*self.tap).write(frame).map(drop);
+        match &sent {
+            Ok(()) => self.stats.sent_frames += 1,
             Err(_) => self.stats.dropped_frames += 1,
         }
+        sent.or_else(|e| if e.raw_os_error() == Some(libc::EBADFD) { Err(e) } else { Ok(()) })
     }
 }
 
@@ -250,7 +253,7 @@ impl Shared {
         let mut state = room.unwrap_or_else(PoisonError::into_inner);
         let (done, guest) = (state.drain(), state.guest.is_some());
         drop(state);
-        done.unwrap_or_else(|e| self.fail("frames cannot be held", e));
+        done.unwrap_or_else(|e| self.fail("frames cannot be taken", e));
         guest
     }
 
@@ -276,8 +279,8 @@ impl Shared {
 /// Waits until there may be something to read from `source`; `false` once `end` was shut down.
 fn wait(source: &impl AsFd, end: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(source, PollFlags::IN), PollFd::new(end, PollFlags::empty())];
-    // Where it fails, the caller looks in vain and comes back.
-    let _ = poll(&mut fds, None);
+    // Where it fails, or takes long, the caller looks in vain and comes back: a tap that goes away is not always an event.
+    let _ = poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }));
     fds[1].revents().is_empty()
 }
 
@@ -356,7 +359,7 @@ impl Buffer {
     fn with(&self, verb: impl FnOnce(&mut State) -> io::Result<()>) -> Result<(), PluginError> {
         let done = verb(&mut self.shared.state());
         self.shared.room.notify_all();
-        done.map_err(failed(ErrorCode::Io, "the file that holds frames failed"))
+        done.map_err(failed(ErrorCode::Io, "frames cannot be held, or not be sent"))
     }
 }
 
