@@ -75,9 +75,7 @@ enum Error {
     Status { method: &'static str, status: u16 },
     #[error("the store makes an object again that is there: it ignores `If-None-Match: *` and cannot decide")]
     Unconditional,
-    #[error(
-        "object {0} of the store holds no verdict; find out which host runs the guest before you change it"
-    )]
+    #[error("the object {0} is no verdict; find out which host runs the guest before you change it")]
     NoVerdict(SessionId),
 }
 
@@ -112,9 +110,8 @@ impl Http {
             return Err(ConfigError::bad_value(&["url"], format!("{:?} is no such URL", keys.url), help));
         };
         if !keys.unsafe_plaintext {
-            let help = Some(
-                "`unsafe_plaintext = true` accepts that whoever is on the way to it decides who owns the guest",
-            );
+            let help =
+                Some("`unsafe_plaintext = true` accepts that who is on the way decides who owns the guest");
             return Err(ConfigError::bad_value(&["url"], "the wire to the store is not protected", help));
         }
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
@@ -126,7 +123,7 @@ impl Http {
 
     /// Makes the object unless it is there; whether it was made.
     fn make(&self, object: &str, content: &str) -> Result<bool, Error> {
-        match self.request("PUT", object, "If-None-Match: *\r\n", content)?.0 {
+        match self.request("PUT", object, content)?.0 {
             200 | 201 | 204 => Ok(true),
             412 => Ok(false),
             status => Err(Error::Status { method: "PUT", status }),
@@ -134,13 +131,8 @@ impl Http {
     }
 
     /// One request; answers status and content.
-    fn request(
-        &self,
-        method: &str,
-        object: &str,
-        condition: &str,
-        content: &str,
-    ) -> Result<(u16, String), Error> {
+    fn request(&self, method: &str, object: &str, content: &str) -> Result<(u16, String), Error> {
+        let condition = if method == "PUT" { "If-None-Match: *\r\n" } else { "" };
         let answer = self.exchange(&format!(
             "{method} {}/{object} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{condition}Content-Type: text/plain\r\n\
              Content-Length: {}\r\n\r\n{content}",
@@ -186,7 +178,7 @@ impl Arbiter for Http {
         }
         // Made or not, what it holds is the answer.
         self.make(&session.to_string(), &verdict(session, side))?;
-        match self.request("GET", &session.to_string(), "", "")? {
+        match self.request("GET", &session.to_string(), "")? {
             (200, content) if content == verdict(session, side) => Ok(Verdict::Won),
             (200, content) if content == verdict(session, side.other()) => Ok(Verdict::Lost),
             (200, _) => Err(Error::NoVerdict(session).into()),

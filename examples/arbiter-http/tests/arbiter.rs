@@ -3,71 +3,59 @@
 #[path = "common/store.rs"]
 mod store;
 
-use aventine_api::{
-    Arbiter, Context, Epoch, ErrorCode, Factory, Host, PluginEntry, PluginError, SessionId, Side, Verdict,
-    inventory,
-};
+use aventine_api::{Arbiter, ErrorCode, Factory, Kind, PluginEntry, SessionId, Side, Verdict};
 use aventine_arbiter_http as _;
+use aventine_conformance::arbiter::ArbiterBench;
+use aventine_conformance::form::{Ears, Form, Native, context};
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use store::Store;
 
-struct NoEngine;
-
-impl Host for NoEngine {
-    fn request_epoch(&self) {}
-    fn staged(&self, _: Epoch) {}
-    fn failed(&self, error: PluginError) {
-        panic!("{}", error.chain());
-    }
-}
-
 fn entry() -> &'static PluginEntry {
-    inventory::iter::<PluginEntry>.into_iter().find(|e| e.name == "http").expect("the plugin is linked in")
+    Native::entry(Kind::Arbiter, "http")
 }
 
 fn store() -> Store {
     Store::start(TcpListener::bind("127.0.0.1:0").unwrap())
 }
 
-fn arbiter(store: &Store) -> Box<dyn Arbiter> {
+fn at(url: &str, side: Side) -> Box<dyn Arbiter> {
     let Factory::Arbiter(make) = entry().factory else { panic!("an arbiter") };
-    let context = Context {
-        guest: "web".into(),
-        id: "arbiter".into(),
-        side: Side::Primary,
-        state_dir: std::env::temp_dir(),
-        config_dir: std::env::temp_dir(),
-        host: Arc::new(NoEngine),
-    };
-    make(&format!("url = 'http://{}/a/b'\nunsafe_plaintext = true", store.address), context).unwrap()
+    let context = context(Kind::Arbiter, Path::new("/nonexistent"), side, Arc::new(Ears::default()));
+    make(&format!("url = '{url}'\nunsafe_plaintext = true\ntimeout = '500ms'"), context).unwrap()
 }
 
-const SESSION: SessionId = SessionId([7; 16]);
+fn arbiter(store: &Store) -> Box<dyn Arbiter> {
+    at(&format!("http://{}/a/b", store.address), Side::Primary)
+}
 
-#[test]
-fn of_many_claims_one_wins_and_stays_the_winner() {
-    let store = store();
-    for number in 0..50 {
-        let session = SessionId([number; 16]);
-        let claims: Vec<_> = [Side::Primary, Side::Standby, Side::Standby, Side::Primary]
-            .map(|side| {
-                let mut arbiter = arbiter(&store);
-                thread::spawn(move || (side, arbiter.claim(session, side).unwrap()))
-            })
-            .into_iter()
-            .map(|claim| claim.join().unwrap())
-            .collect();
-        let owners: Vec<_> =
-            claims.iter().map(|(side, v)| if *v == Verdict::Won { *side } else { side.other() }).collect();
-        assert!(owners.iter().all(|owner| *owner == owners[0]), "{claims:?}");
-        // From a process that knows nothing of it.
-        assert_eq!(arbiter(&store).claim(session, owners[0]).unwrap(), Verdict::Won);
-        assert_eq!(arbiter(&store).claim(session, owners[0].other()).unwrap(), Verdict::Lost);
+impl ArbiterBench for Store {
+    fn start() -> Self {
+        store()
+    }
+
+    fn place(&self) -> String {
+        format!("http://{}/a/b", self.address)
+    }
+
+    fn claimant(place: &str, side: Side) -> Box<dyn Arbiter> {
+        at(place, side)
+    }
+
+    fn vanish(&mut self) {
+        self.loses_answers.store(true, Ordering::SeqCst);
+    }
+
+    fn reappear(&mut self) {
+        self.loses_answers.store(false, Ordering::SeqCst);
     }
 }
+
+aventine_conformance::arbiter!(Store);
+
+const SESSION: SessionId = SessionId([7; 16]);
 
 #[test]
 fn a_claim_whose_answer_was_lost_is_found_again() {

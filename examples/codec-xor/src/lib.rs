@@ -67,10 +67,8 @@ const HEAD: usize = 13;
 const WORD: usize = 8;
 
 #[derive(Debug, thiserror::Error)]
-#[error("{left} bytes before its end the payload ends too soon, or names words or pages that are not there")]
-struct Corrupt {
-    left: usize,
-}
+#[error("{0} bytes before its end the payload ends too soon, or names words or pages that are not there")]
+struct Corrupt(usize);
 
 impl From<Corrupt> for PluginError {
     fn from(error: Corrupt) -> PluginError {
@@ -128,7 +126,7 @@ impl Codec for Xor {
         while !payload.is_empty() {
             let (first, count, plain) = head(&mut payload)?;
             if count == 0 || first.checked_add(count).is_none_or(|end| end > guest_pages) {
-                return Err(Corrupt { left: payload.len() }.into());
+                return Err(Corrupt(payload.len()).into());
             }
             (0..count).try_for_each(|_| page(&mut payload, plain, &mut [0; PAGE_SIZE]))?;
             pages += count;
@@ -164,7 +162,7 @@ fn pack(page: &[u8], base: &[u8], packed: &mut Vec<u8>) {
 
 /// Takes the first `len` bytes off `payload`.
 fn take<'a>(payload: &mut &'a [u8], len: usize) -> Result<&'a [u8], Corrupt> {
-    let (taken, rest) = payload.split_at_checked(len).ok_or(Corrupt { left: payload.len() })?;
+    let (taken, rest) = payload.split_at_checked(len).ok_or(Corrupt(payload.len()))?;
     *payload = rest;
     Ok(taken)
 }
@@ -192,7 +190,7 @@ fn page(payload: &mut &[u8], plain: bool, page: &mut [u8]) -> Result<(), Corrupt
     while at < PAGE_SIZE {
         let (same, differ) = (number(payload, 2)? as usize * WORD, number(payload, 2)? as usize * WORD);
         let words = take(payload, differ)?;
-        let changed = page.get_mut(at + same..at + same + differ).ok_or(Corrupt { left: payload.len() })?;
+        let changed = page.get_mut(at + same..at + same + differ).ok_or(Corrupt(payload.len()))?;
         changed.iter_mut().zip(words).for_each(|(byte, change)| *byte ^= change);
         at += same + differ;
     }

@@ -1,10 +1,12 @@
-//! What the policy says, without an engine.
+//! The rules of policies, and what this one says, without an engine.
 
 use aventine_api::{
-    Context, Epoch, EpochPolicy, EpochStats, Factory, Host, Metric, OpenEpoch, PluginEntry, PluginError,
-    Side, inventory,
+    Epoch, EpochPolicy, EpochStats, Factory, Host, Kind, Metric, OpenEpoch, PluginEntry, PluginError, Side,
 };
+use aventine_conformance::form::{Form, Native, context};
+use aventine_conformance::policy::PolicyBench;
 use aventine_policy_output as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,21 +36,27 @@ impl Metric for Engine {
 }
 
 fn entry() -> &'static PluginEntry {
-    inventory::iter::<PluginEntry>.into_iter().find(|e| e.name == "output").expect("the plugin is linked in")
+    Native::entry(Kind::Policy, "output")
+}
+
+fn make(text: &str, host: Arc<dyn Host>) -> Box<dyn EpochPolicy> {
+    let Factory::Policy(make) = entry().factory else { panic!("a policy") };
+    make(text, context(Kind::Policy, Path::new("/nonexistent"), Side::Primary, host)).unwrap()
 }
 
 fn policy(text: &str, engine: &Engine) -> Box<dyn EpochPolicy> {
-    let Factory::Policy(make) = entry().factory else { panic!("a policy") };
-    let context = Context {
-        guest: "web".into(),
-        id: "policy".into(),
-        side: Side::Primary,
-        state_dir: std::env::temp_dir(),
-        config_dir: std::env::temp_dir(),
-        host: Arc::new(engine.clone()),
-    };
-    make(text, context).unwrap()
+    make(text, Arc::new(engine.clone()))
 }
+
+struct Bench;
+
+impl PolicyBench for Bench {
+    fn make(host: Arc<dyn Host>) -> Box<dyn EpochPolicy> {
+        make("", host)
+    }
+}
+
+aventine_conformance::policy!(Bench);
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
