@@ -1,5 +1,5 @@
 use super::*;
-use crate::image::Image;
+use aventine_disk_common::image::Image;
 
 #[test]
 fn nothing_of_an_epoch_is_in_the_image_before_it_is_committed_and_all_of_it_once_applied() {
