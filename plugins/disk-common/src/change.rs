@@ -7,6 +7,7 @@
 //! A barrier counts and checks all changes since the one before it.
 
 use aventine_api::Epoch;
+use std::ops::Range;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes before a change's data.
@@ -90,6 +91,27 @@ impl Change {
     /// A range of zeroes.
     pub fn zero(offset: u64, len: u64, unmap: bool) -> Change {
         Change { head: head(if unmap { UNMAP } else { ZERO }, offset, len), data: Vec::new() }
+    }
+
+    /// The bytes of the disk that it is about.
+    pub fn range(&self) -> Range<u64> {
+        let (offset, len) = (self.word(1), self.word(9));
+        offset..offset + len
+    }
+
+    /// As the other side sees it.
+    pub fn arrived(&self) -> Arrived<'_> {
+        let (offset, len) = (self.word(1), self.word(9));
+        match self.head[0] {
+            WRITE => Arrived::Write { offset, data: &self.data },
+            kind => Arrived::Zero { offset, len, unmap: kind == UNMAP },
+        }
+    }
+
+    fn word(&self, at: usize) -> u64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.head[at..at + 8]);
+        u64::from_le_bytes(bytes)
     }
 
     /// Bytes on the wire.
