@@ -4,6 +4,8 @@ use aventine_api::{
     BlockDevice, Context, Disengage, Disk, Epoch, ErrorCode, Factory, Host, PluginEntry, PluginError,
     Premises, RecordHead, RecordRx, RecordTx, Side, inventory,
 };
+// Nothing else refers to it, and its registration is what is wanted.
+use aventine_disk_drbd as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write, stdin};
 use std::net::{TcpListener, TcpStream};
