@@ -274,3 +274,30 @@ fn a_primary_that_has_lost_the_guest_comes_back_and_is_resynced() {
     await_proc(a, "cs:Connected ro:Secondary/Primary ds:UpToDate/UpToDate");
     a.kill();
 }
+
+#[test]
+fn a_primary_whose_controller_died_comes_back_by_an_ordinary_resync() {
+    let Lab { hosts } = lab(2);
+    let [a, b] = hosts.as_slice() else { unreachable!() };
+    prepare(&hosts, 'C');
+    let size = size(a);
+    let mut ends = Ends::start(a, b);
+    ends.epoch(1, 1);
+    tell(&mut ends.primary, "write 3");
+    let Ends { primary, mut standby } = ends;
+    primary.kill().unwrap();
+    drop(primary.output());
+    // What the next start does first.
+    let left = helper(a, "reclaim");
+    assert!(left.contains("the role Primary of resource r0"), "{left}");
+    tell(&mut standby, "activate 1");
+    tell(&mut standby, "write 7");
+    let mut ends = Ends { primary: standby, standby: end(a, "standby") }.join(a);
+    ends.epoch(1, 8);
+    tell(&mut ends.standby, "holds-nothing");
+    let due = ends::model(size, &[1, 7, 8]);
+    assert!(below(a, size) == due && below(b, size) == due, "the disks differ");
+    for host in &hosts {
+        ok(host, "! dmesg | grep -i split-brain");
+    }
+}
