@@ -185,9 +185,16 @@ fn a_lost_channel_holds_nobody_and_a_new_session_begins() {
     let mut pair = Pair::armed(&before);
     let Pair { standby, twin, dir, .. } = pair;
     drop(standby);
-    // The channel is found lost when something is sent.
-    pair.block.write(0, b"unknown", true).unwrap();
-    let Event::Failed(ErrorCode::PeerLost, _) = pair.primary.event() else { panic!("the channel is lost") };
+    // The channel is found lost when something is sent after the other end has left.
+    let start = Instant::now();
+    let event = loop {
+        pair.block.write(0, b"unknown", true).unwrap();
+        match pair.primary.events.recv_timeout(Duration::from_millis(5)) {
+            Err(_) => assert!(start.elapsed() < LIMIT, "nothing is reported"),
+            Ok(event) => break event,
+        }
+    };
+    let Event::Failed(ErrorCode::PeerLost, _) = event else { panic!("{event:?}") };
     pair.block.write(100, b"owner", false).unwrap();
     assert!(twin.file(0) == before, "who owns the guest is not known yet");
     pair.primary.disk.disengage(Disengage::Owner).unwrap();
