@@ -5,7 +5,7 @@
 //!  otherwise ─────────────────────────────────────────────────────────┴─► Primary ─► note ─► replay ─► writable ─► no note
 //! ```
 //! - DRBD may not have noticed that the other host is gone, or that one may not know yet that it has lost the guest. The
-//!   arbiter has decided, so DRBD's connection is ended; [`Drbd::replicate`] makes it again.
+//!   arbiter has decided, so DRBD's connection is ended; [`replicate`](aventine_api::Disk::replicate) makes it again.
 //! - A disk in the middle of a resync is promoted by force: what it lacks is what is replayed (`standby`).
 
 use crate::apply::give_up;
