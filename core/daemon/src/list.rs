@@ -81,6 +81,7 @@ mod tests {
             (Kind::Guest, "qemu"),
             (Kind::Network, "userspace"),
             (Kind::Disk, "block-remus"),
+            (Kind::Disk, "drbd"),
             (Kind::Transport, "tcp"),
             (Kind::Policy, "fixed"),
             (Kind::Codec, "raw"),

@@ -38,6 +38,7 @@ use aventine_arbiter_manual as _;
 use aventine_arbiter_shared_file as _;
 use aventine_codec_raw as _;
 use aventine_disk_block_remus as _;
+use aventine_disk_drbd as _;
 use aventine_guest_qemu as _;
 use aventine_network_ifb as _;
 use aventine_network_plug as _;

@@ -6,9 +6,9 @@
 //! whatever it had before is overwritten: holes are sent as zeroes.
 
 use crate::device::Device;
-use crate::image::{Image, ImageError, ZEROES};
 use crate::outbox::{Origin, Outbox};
 use crate::wire::Change;
+use aventine_disk_common::image::{Image, ImageError, ZEROES};
 
 /// A guest's write waits at most for the reading of so much.
 const PIECE: usize = 256 << 10;

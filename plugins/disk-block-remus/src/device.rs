@@ -1,11 +1,11 @@
 //! The block device that the guest uses.
 
-use crate::image::{Image, ImageError};
-use crate::lock;
 use crate::outbox::{Origin, Outbox};
 use crate::ranges::Ranges;
 use crate::wire::{Change, MAX_CHANGE};
 use aventine_api::{BlockDevice, ErrorCode, PluginError};
+use aventine_disk_common::image::{Image, ImageError};
+use aventine_disk_common::lock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 

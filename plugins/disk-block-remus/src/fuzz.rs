@@ -1,10 +1,10 @@
 //! Fuzz targets; see `tests/fuzz`.
 
-use crate::image::Image;
-use crate::marker::{Mark, Marker};
 use crate::standby::Staging;
 use crate::wire::{Arrived, Summary, Tally, changes, kind, parse_description};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
+use aventine_disk_common::image::Image;
+use aventine_disk_common::marker::{Mark, Marker};
 use std::cell::LazyCell;
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};

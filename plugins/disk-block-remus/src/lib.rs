@@ -27,8 +27,6 @@ mod device;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
-mod image;
-mod marker;
 mod outbox;
 mod ranges;
 mod standby;
@@ -40,15 +38,15 @@ use aventine_api::{
     BlockDevice, Context, Disengage, Disk, DiskProgress, DiskStats, Epoch, ErrorCode, Factory, Host,
     PluginEntry, PluginError, RecordHead, RecordRx, RecordTx, Side, schema,
 };
+use aventine_disk_common::image::{Image, OpenError};
+use aventine_disk_common::marker::{Mark, Marker};
 use config::Settings;
 use device::{Access, Device};
-use image::{Image, OpenError};
-use marker::{Mark, Marker};
 use outbox::Outbox;
 use standby::Staging;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use wire::RecordError;
 
@@ -354,16 +352,4 @@ impl Drop for BlockRemus {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn wait_while<'a, T>(
-    condition: &Condvar,
-    guard: MutexGuard<'a, T>,
-    waits: impl FnMut(&mut T) -> bool,
-) -> MutexGuard<'a, T> {
-    condition.wait_while(guard, waits).unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,10 +13,10 @@
 //!   cannot see anything that the guest said after such a flush before that.
 //! - Once the queue has ended, nobody waits for it any more.
 
-use crate::image::Image;
 use crate::wire::{Change, Tally, describe, kind};
-use crate::{lock, wait_while};
 use aventine_api::{Epoch, ErrorCode, Host, MAX_RECORD, PluginError, RecordHead, RecordTx};
+use aventine_disk_common::image::Image;
+use aventine_disk_common::{lock, wait_while};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -94,7 +94,7 @@ enum Item {
 impl Item {
     /// Whether it goes into a record of `epoch` that has room for `room` bytes.
     fn joins(&self, epoch: Epoch, room: usize) -> bool {
-        matches!(self, Item::Change { epoch: of, change, .. } if *of == epoch && change.len() <= room)
+        matches!(self, Item::Change { epoch: of, change, .. } if *of == epoch && change.wire_len() <= room)
     }
 }
 
@@ -310,12 +310,12 @@ impl Outbox {
             Item::Note(note) => return Some(Batch::Note(note)),
             Item::Change { epoch, change, covers } => (epoch, change, covers),
         };
-        let mut bytes = change.len();
+        let mut bytes = change.wire_len();
         let mut changes = vec![change];
         while changes.len() < MAX_CHANGES && items.front().is_some_and(|i| i.joins(epoch, MAX_RECORD - bytes))
         {
             if let Some(Item::Change { change, covers: more, .. }) = items.pop_front() {
-                bytes += change.len();
+                bytes += change.wire_len();
                 covers += more;
                 changes.push(change);
             }
@@ -358,7 +358,7 @@ impl Outbox {
             Batch::Note(_) => return,
         };
         let cost: usize = changes.iter().map(|c| Outbox::cost(1, c.data.len())).sum();
-        let payload: usize = changes.iter().map(Change::len).sum();
+        let payload: usize = changes.iter().map(Change::wire_len).sum();
         self.sent.fetch_add(payload as u64, Ordering::Relaxed);
         self.copied.fetch_add(covers, Ordering::Relaxed);
         {

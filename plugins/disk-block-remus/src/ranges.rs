@@ -1,6 +1,6 @@
 //! Locks on ranges of bytes, granted in the order in which they were asked for.
 
-use crate::lock;
+use aventine_disk_common::lock;
 use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 

@@ -17,11 +17,11 @@
 //!   now, and not only the takeover that would need them.
 //! - Once the reader has been stopped it does not touch the image any more, though it may still wait in the channel.
 
-use crate::image::{Image, ImageError};
-use crate::marker::{Mark, Marker};
 use crate::wire::{Arrived, RecordError, Summary, Tally, changes, kind};
-use crate::{lock, wait_while};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
+use aventine_disk_common::image::{Image, ImageError};
+use aventine_disk_common::marker::{Mark, Marker};
+use aventine_disk_common::{lock, wait_while};
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;

@@ -82,13 +82,14 @@ impl io::Write for Log {
     }
 }
 
-const BUILT_IN: [(&str, Kind, &str); 13] = [
+const BUILT_IN: [(&str, Kind, &str); 14] = [
     ("aventine_guest_qemu", Kind::Guest, "qemu"),
     ("aventine_network_userspace", Kind::Network, "userspace"),
     ("aventine_network_plug", Kind::Network, "plug"),
     ("aventine_network_ifb", Kind::Network, "ifb"),
     ("aventine_transport_file", Kind::Transport, "file"),
     ("aventine_disk_block_remus", Kind::Disk, "block-remus"),
+    ("aventine_disk_drbd", Kind::Disk, "drbd"),
     ("aventine_transport_tcp", Kind::Transport, "tcp"),
     ("aventine_policy_fixed", Kind::Policy, "fixed"),
     ("aventine_codec_raw", Kind::Codec, "raw"),
@@ -118,7 +119,7 @@ fn every_built_in_loads_and_complains_at_the_key() {
         );
         let schema = (entry.schema)();
         assert!(schema.contains("\"additionalProperties\":false"), "{name}: {schema}");
-        assert_eq!(entry.upkeep.is_some(), ["plug", "ifb"].contains(&name), "{name}");
+        assert_eq!(entry.upkeep.is_some(), ["plug", "ifb", "drbd"].contains(&name), "{name}");
     }
     let fixed = load("aventine_policy_fixed").unwrap()[0];
     let error = (fixed.validate)("interval = '99min'").unwrap_err();

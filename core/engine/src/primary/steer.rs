@@ -6,7 +6,7 @@ use super::{AfterAlone, Event, Loop};
 use crate::EngineError;
 use crate::arbiter::Answer;
 use crate::audit::Divergence;
-use crate::parts::{During, PluginFailure, Report};
+use crate::parts::{During, Parts, PluginFailure, Report};
 use aventine_api::{Disengage, Epoch, ErrorCode, GuestEvent};
 use aventine_protocol::{EndReason, Message, PrimaryAction, PrimaryEvent, PrimaryState};
 use std::sync::PoisonError;
@@ -111,19 +111,25 @@ impl Loop<'_> {
     }
 
     pub(super) fn release(&mut self, epoch: Epoch) -> Result<(), PluginFailure> {
-        for (id, network) in &mut self.parts.networks {
-            network.release(epoch).during(id, "releasing output")?;
+        // Disks first: what the guest has flushed is on stable storage before the world sees what it says next.
+        for (id, disk) in &mut self.parts.disks {
+            disk.release(epoch).during(id, "releasing")?;
         }
-        self.parts.disks.iter_mut().try_for_each(|(id, disk)| disk.release(epoch).during(id, "releasing"))
+        let mut networks = self.parts.networks.iter_mut();
+        networks.try_for_each(|(id, network)| network.release(epoch).during(id, "releasing output"))
     }
 
     /// Every buffer is disengaged, even when one fails: what this side owns must talk again, what it does not own
     /// must be silent.
     pub(super) fn disengage(&mut self, why: Disengage) -> Result<(), PluginFailure> {
-        let networks =
-            self.parts.networks.iter_mut().map(|(id, n)| n.disengage(why).during(id, "disengaging"));
-        let mut results: Vec<_> = networks.collect();
-        results.extend(self.parts.disks.iter_mut().map(|(id, d)| d.disengage(why).during(id, "disengaging")));
+        let Parts { networks, disks, .. } = &mut self.parts;
+        let networks = networks.iter_mut().map(|(id, n)| n.disengage(why).during(id, "disengaging"));
+        let disks = disks.iter_mut().map(|(id, d)| d.disengage(why).during(id, "disengaging"));
+        // An owner's disks first, as for a release; a loser is silent before anything else.
+        let results: Vec<_> = match why {
+            Disengage::Owner => disks.chain(networks).collect(),
+            Disengage::NotOwner => networks.chain(disks).collect(),
+        };
         results.into_iter().collect()
     }
 

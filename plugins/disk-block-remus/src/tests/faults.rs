@@ -1,7 +1,7 @@
 use super::*;
 use crate::device::{Access, Device};
-use crate::image::Image;
 use crate::wire::{Tally, kind};
+use aventine_disk_common::image::Image;
 use std::thread;
 
 #[test]

@@ -1,6 +1,6 @@
 use super::*;
-use crate::marker::{Mark, Marker};
 use aventine_api::{Factory, Kind, PluginEntry, inventory};
+use aventine_disk_common::marker::{Mark, Marker};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 fn refusal(dir: &Path, side: Side) -> (ErrorCode, String) {

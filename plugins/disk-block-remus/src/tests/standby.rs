@@ -1,5 +1,5 @@
 use super::*;
-use crate::image::Image;
+use aventine_disk_common::image::Image;
 
 #[test]
 fn an_epoch_that_is_not_here_cannot_be_committed() {

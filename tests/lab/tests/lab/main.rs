@@ -1,6 +1,7 @@
 //! The lab itself, shown with real machines.
 
 mod bench;
+mod drbd;
 mod failover;
 mod hosts;
 mod inside;

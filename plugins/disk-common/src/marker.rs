@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// What the note says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mark {
+pub enum Mark {
     /// The initial copy has not been completed.
     Copying,
     /// The image follows a primary.
@@ -33,13 +33,13 @@ impl Mark {
 
 /// Where the note of an image is.
 #[derive(Clone, Debug)]
-pub(crate) struct Marker {
+pub struct Marker {
     path: PathBuf,
 }
 
 impl Marker {
     /// The note of `image`: beside it, or in `config_dir` for a device, because `/dev` does not outlive a reboot.
-    pub(crate) fn of(image: &Path, config_dir: &Path) -> Marker {
+    pub fn of(image: &Path, config_dir: &Path) -> Marker {
         let mut path = OsString::from(match image.strip_prefix("/dev") {
             Ok(device) => {
                 let parts: Vec<_> = device.iter().map(|part| part.to_string_lossy()).collect();
@@ -51,12 +51,13 @@ impl Marker {
         Marker { path: path.into() }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// What the note says; `None` where there is none. A note that cannot be understood counts as the worse one.
-    pub(crate) fn read(&self) -> io::Result<Option<Mark>> {
+    pub fn read(&self) -> io::Result<Option<Mark>> {
         match fs::read(&self.path) {
             Ok(text) if text == Mark::Following.word().as_bytes() => Ok(Some(Mark::Following)),
             Ok(_) => Ok(Some(Mark::Copying)),
@@ -66,7 +67,7 @@ impl Marker {
     }
 
     /// Replaces the note, atomically and on stable storage.
-    pub(crate) fn write(&self, mark: Mark) -> io::Result<()> {
+    pub fn write(&self, mark: Mark) -> io::Result<()> {
         let mut draft = self.path.clone().into_os_string();
         draft.push(".new");
         let draft = PathBuf::from(draft);
@@ -79,7 +80,7 @@ impl Marker {
     }
 
     /// Removes the note. Idempotent.
-    pub(crate) fn remove(&self) -> io::Result<()> {
+    pub fn remove(&self) -> io::Result<()> {
         remove(&self.path)?;
         self.sync_directory()
     }

@@ -12,24 +12,56 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Zeroes to write where the file system cannot make them otherwise, and to compare with.
-pub(crate) static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+pub static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Why an image could not be opened or made.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
+pub enum OpenError {
+    /// No such file.
     #[error("Image {} does not exist. Create it, or correct the path", path.display())]
-    Missing { path: PathBuf },
+    Missing {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A directory, a pipe.
     #[error("Image {} is neither a file nor a block device", path.display())]
-    Kind { path: PathBuf },
+    Kind {
+        /// Which.
+        path: PathBuf,
+    },
+    /// No bytes.
     #[error("Image {} is empty. Give it the size that the guest's disk should have", path.display())]
-    Empty { path: PathBuf },
+    Empty {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Somebody has locked or claimed it.
     #[error("Image {} is in use by {}. Two guests on one image would destroy it: end the other first",
         path.display(), holder.map_or("another process".to_owned(), |p| format!("process {p}")))]
-    InUse { path: PathBuf, holder: Option<u32> },
+    InUse {
+        /// Which.
+        path: PathBuf,
+        /// Its id, where the kernel tells.
+        holder: Option<u32>,
+    },
+    /// The kernel refuses.
     #[error("Image {} could not be opened", path.display())]
-    Open { path: PathBuf, source: io::Error },
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// The kernel refuses.
     #[error("Image {} could not be created with {size} bytes", path.display())]
-    Create { path: PathBuf, size: u64, source: io::Error },
+    Create {
+        /// Which.
+        path: PathBuf,
+        /// Bytes.
+        size: u64,
+        /// What the kernel says.
+        source: io::Error,
+    },
 }
 
 impl From<OpenError> for PluginError {
@@ -47,16 +79,46 @@ impl From<OpenError> for PluginError {
 
 /// Why the image could not be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum ImageError {
+pub enum ImageError {
+    /// The kernel could not.
     #[error("Reading {len} bytes at {offset} of image {} failed", path.display())]
-    Read { path: PathBuf, offset: u64, len: u64, source: Arc<io::Error> },
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Bytes from its beginning.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// What the kernel says.
+        source: Arc<io::Error>,
+    },
+    /// The kernel could not.
     #[error("Writing {len} bytes at {offset} of image {} failed", path.display())]
-    Write { path: PathBuf, offset: u64, len: u64, source: Arc<io::Error> },
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Bytes from its beginning.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// What the kernel says.
+        source: Arc<io::Error>,
+    },
+    /// The kernel could not.
     #[error("Image {} could not be brought to stable storage", path.display())]
-    Sync { path: PathBuf, source: Arc<io::Error> },
+    Sync {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel says.
+        source: Arc<io::Error>,
+    },
+    /// A sync failed before.
     #[error("Image {} could not be brought to stable storage before, so some of its writes may be lost. Check the \
         disk under it", path.display())]
-    SyncFailedBefore { path: PathBuf },
+    SyncFailedBefore {
+        /// Which.
+        path: PathBuf,
+    },
 }
 
 impl From<ImageError> for PluginError {
@@ -72,7 +134,7 @@ impl From<ImageError> for PluginError {
 }
 
 /// An open image, locked against every other process.
-pub(crate) struct Image {
+pub struct Image {
     file: File,
     path: PathBuf,
     size: u64,
@@ -85,7 +147,7 @@ pub(crate) struct Image {
 
 impl Image {
     /// Opens and locks an existing image.
-    pub(crate) fn open(path: &Path) -> Result<Image, OpenError> {
+    pub fn open(path: &Path) -> Result<Image, OpenError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => OpenError::Missing { path: path.to_owned() },
             io::ErrorKind::ResourceBusy => OpenError::InUse { path: path.to_owned(), holder: None },
@@ -112,7 +174,7 @@ impl Image {
     }
 
     /// Creates and locks a sparse file.
-    pub(crate) fn create(path: &Path, size: u64) -> Result<Image, OpenError> {
+    pub fn create(path: &Path, size: u64) -> Result<Image, OpenError> {
         let failed = |source| OpenError::Create { path: path.to_owned(), size, source };
         let file = OpenOptions::new()
             .read(true)
@@ -135,11 +197,13 @@ impl Image {
         Image { file, path: path.to_owned(), size, unsynced, sync_failed }
     }
 
-    pub(crate) fn size(&self) -> u64 {
+    /// Bytes.
+    pub fn size(&self) -> u64 {
         self.size
     }
 
-    pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+    /// Fills `buf` from `offset`.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
         self.file.read_exact_at(buf, offset).map_err(|e| ImageError::Read {
             path: self.path.clone(),
             offset,
@@ -149,7 +213,7 @@ impl Image {
     }
 
     /// Writes `data`; with `sync` it is on stable storage on return.
-    pub(crate) fn write(&self, offset: u64, data: &[u8], sync: bool) -> Result<(), ImageError> {
+    pub fn write(&self, offset: u64, data: &[u8], sync: bool) -> Result<(), ImageError> {
         let done = if sync {
             self.write_synced(offset, data)
         } else {
@@ -175,7 +239,7 @@ impl Image {
     }
 
     /// Makes a range zero; without `unmap` its space stays allocated.
-    pub(crate) fn zero(&self, offset: u64, len: u64, unmap: bool) -> Result<(), ImageError> {
+    pub fn zero(&self, offset: u64, len: u64, unmap: bool) -> Result<(), ImageError> {
         self.unsynced.store(true, Ordering::SeqCst);
         self.zero_range(offset, len, unmap).map_err(|e| self.write_error(offset, len, e))
     }
@@ -207,7 +271,7 @@ impl Image {
     }
 
     /// Brings everything written so far to stable storage. After a failure every later call fails as well.
-    pub(crate) fn sync(&self) -> Result<(), ImageError> {
+    pub fn sync(&self) -> Result<(), ImageError> {
         let mut failed = lock(&self.sync_failed);
         if *failed {
             return Err(ImageError::SyncFailedBefore { path: self.path.clone() });
@@ -223,7 +287,7 @@ impl Image {
 
     /// Where from `offset` on something is allocated, at the latest the end of the image. Up to there it reads as
     /// zero. One caller at a time, here and in [`Image::next_hole`]: both move the file's position.
-    pub(crate) fn next_data(&self, offset: u64) -> Result<u64, ImageError> {
+    pub fn next_data(&self, offset: u64) -> Result<u64, ImageError> {
         match seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
             Ok(data) => Ok(data.min(self.size)),
             Err(Errno::NXIO) => Ok(self.size),
@@ -235,7 +299,7 @@ impl Image {
 
     /// Where from `offset` on nothing is allocated, at the latest the end of the image. Takes time in proportion to
     /// what is passed over.
-    pub(crate) fn next_hole(&self, offset: u64) -> Result<u64, ImageError> {
+    pub fn next_hole(&self, offset: u64) -> Result<u64, ImageError> {
         match seek(&self.file, rustix::fs::SeekFrom::Hole(offset)) {
             Ok(hole) => Ok(hole.min(self.size)),
             Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(self.size),
@@ -274,16 +338,18 @@ fn holder(file: &File) -> Option<u32> {
     })
 }
 
-#[cfg(test)]
+/// For tests of the plugins.
+#[doc(hidden)]
 impl Image {
     /// An image whose writes fail.
-    pub(crate) fn broken(path: &Path) -> Image {
-        let file = File::open(path).unwrap();
-        let size = file.metadata().unwrap().len();
+    pub fn broken(path: &Path) -> Image {
+        let file = File::open(path).expect("the image");
+        let size = file.metadata().expect("the image's size").len();
         Image::new(file, path, size)
     }
 
-    pub(crate) fn is_synced(&self) -> bool {
+    /// Whether nothing was written since the last sync began.
+    pub fn is_synced(&self) -> bool {
         !self.unsynced.load(Ordering::SeqCst)
     }
 }

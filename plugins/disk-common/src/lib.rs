@@ -1,0 +1,23 @@
+//! What disk plugins have in common: the image or device under a disk, the note beside it, changes as they are sent, and the
+//! sum by which a barrier checks its epoch.
+#![forbid(unsafe_code)]
+
+pub mod change;
+pub mod image;
+pub mod marker;
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Locks, whatever became of an earlier holder.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits while `waits` says so.
+pub fn wait_while<'a, T>(
+    condition: &Condvar,
+    guard: MutexGuard<'a, T>,
+    waits: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'a, T> {
+    condition.wait_while(guard, waits).unwrap_or_else(PoisonError::into_inner)
+}
