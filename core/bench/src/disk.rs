@@ -143,8 +143,8 @@ impl Bench {
         for name in ["primary", "raw", "qemu"] {
             make_image(&dir.join(name), size).map_err(BenchError::Directory)?;
         }
-        let [ours, raw, qemu] = ["primary.sock", "raw.sock", "qemu.sock"].map(|name| dir.join(name));
-        let qemu_nbd = QemuNbd::start(&dir.join("qemu/disk.img"), &qemu)?;
+        let [ours, raw] = ["primary.sock", "raw.sock"].map(|name| dir.join(name));
+        let (server, qemu_nbd) = QemuNbd::start(dir, size)?.unzip();
         let pair = Pair::start(plugin, dir)?;
         let file = OpenOptions::new().read(true).write(true).open(dir.join("raw/disk.img"));
         let device = Raw { file: file.map_err(BenchError::Directory)?, size };
@@ -156,10 +156,10 @@ impl Bench {
         Ok(Bench {
             replicated: connect(REPLICATED, &ours)?,
             export: connect(EXPORT, &raw)?,
-            qemu_nbd: qemu_nbd.as_ref().map(|_| connect(QEMU_NBD, &qemu)).transpose()?,
+            qemu_nbd,
             _exports: exports,
             pair,
-            _qemu_nbd: qemu_nbd,
+            _qemu_nbd: server,
             sent_per_written: 0.0,
         })
     }

@@ -1,11 +1,11 @@
 //! What a replicated disk is compared with: the same image without replication.
 
 use super::BenchError;
+use super::client::Client;
 use aventine_api::{BlockDevice, ErrorCode, PluginError};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -55,26 +55,27 @@ impl BlockDevice for Raw {
 pub(super) struct QemuNbd(Child);
 
 impl QemuNbd {
-    /// `None`: it is not installed.
-    pub(super) fn start(image: &Path, socket: &Path) -> Result<Option<QemuNbd>, BenchError> {
+    /// Serves an image to one client. `None`: it is not installed.
+    pub(super) fn start(dir: &Path, size: u64) -> Result<Option<(QemuNbd, Client)>, BenchError> {
         let mut command = Command::new("qemu-nbd");
-        command.args(["--persistent", "--format=raw", "--cache=writeback", "--socket"]);
-        command.arg(socket).arg(image).stdin(Stdio::null()).stdout(Stdio::null());
+        let socket = dir.join("qemu.sock");
+        command.args(["--format=raw", "--cache=writeback", "--socket"]).arg(&socket);
+        command.arg(dir.join("qemu/disk.img")).stdin(Stdio::null()).stdout(Stdio::null());
         let mut server = match command.spawn() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             spawned => QemuNbd(spawned.map_err(BenchError::QemuNbd)?),
         };
         let deadline = Instant::now() + PATIENCE;
-        while UnixStream::connect(socket).is_err() {
+        loop {
+            match Client::connect(&socket, size) {
+                Ok(client) => return Ok(Some((server, client))),
+                Err(error) if Instant::now() > deadline => return Err(BenchError::Client("qemu-nbd", error)),
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
             if let Some(status) = server.0.try_wait().map_err(BenchError::QemuNbd)? {
                 return Err(BenchError::QemuNbd(io::Error::other(format!("it ended: {status}"))));
             }
-            if Instant::now() > deadline {
-                return Err(BenchError::QemuNbd(io::ErrorKind::TimedOut.into()));
-            }
-            thread::sleep(Duration::from_millis(5));
         }
-        Ok(Some(server))
     }
 }
 
