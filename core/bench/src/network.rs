@@ -7,6 +7,7 @@
 //! The guest sends as fast as it can with `WINDOW` frames under way, so that nothing is dropped. Both are measured in turn, and
 //! the better of each counts: what disturbs a machine makes figures worse, never better.
 
+use crate::quantiles;
 use crate::wire::{self, GUEST, WireError, World, frame};
 use aventine_api::{Context, Epoch, Factory, Host, Kind, NetAttachment, NetworkBuffer, PluginError, Side};
 use serde::Serialize;
@@ -245,13 +246,4 @@ fn make(plugin: &str, dir: &Path) -> Result<Box<dyn NetworkBuffer>, BenchError> 
     let Factory::Network(make) = entry.factory else { unreachable!("plugins are found by kind") };
     let made = make(&format!("device = '{GUEST}'"), context);
     made.map_err(|e| BenchError::Plugin(plugin.to_owned(), "being set up", e))
-}
-
-/// Median and 99 %, in microseconds.
-fn quantiles(mut times: Vec<Duration>) -> [f64; 2] {
-    times.sort_unstable();
-    [50, 99].map(|percent| {
-        let index = (times.len() * percent).div_ceil(100).saturating_sub(1);
-        times.get(index).map_or(0.0, |t| t.as_secs_f64() * 1e6)
-    })
 }

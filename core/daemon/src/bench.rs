@@ -5,11 +5,13 @@ use crate::exit::Exit;
 use crate::output::{print, tell_error};
 use aventine_api::Kind;
 use aventine_bench::network::{Figures, measure};
-use aventine_bench::plugins;
+use aventine_bench::{disk, plugins};
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub(crate) fn bench(what: Bench) -> Exit {
     match what {
+        Bench::Disk { plugin, size, seconds, json } => disks(plugin, size, seconds, json),
         Bench::Network { plugin, epochs, frames, json } => network(plugin, epochs, frames, json),
         Bench::Plugins { files, epochs, json } => boundary(&files, epochs, json),
     }
@@ -42,13 +44,11 @@ fn boundary(files: &[PathBuf], epochs: u64, json: bool) -> Exit {
 }
 
 fn network(plugin: Vec<String>, epochs: u64, frames: u64, json: bool) -> Exit {
-    let all = || aventine_registry::names(Kind::Network).into_iter().map(str::to_owned).collect();
-    let plugins = if plugin.is_empty() { all() } else { plugin };
     if !json {
         print(HEADINGS);
     }
     let mut exit = Exit::Done;
-    for plugin in plugins {
+    for plugin in or_all(plugin, Kind::Network) {
         match measure(&plugin, epochs, frames) {
             Ok(figures) if json => print(serde_json::to_string(&figures).unwrap_or_else(|e| e.to_string())),
             Ok(figures) => print(line(&figures)),
@@ -59,6 +59,42 @@ fn network(plugin: Vec<String>, epochs: u64, frames: u64, json: bool) -> Exit {
         }
     }
     exit
+}
+
+fn or_all(plugins: Vec<String>, kind: Kind) -> Vec<String> {
+    let all = || aventine_registry::names(kind).into_iter().map(str::to_owned).collect();
+    if plugins.is_empty() { all() } else { plugins }
+}
+
+fn disks(plugin: Vec<String>, size: u64, seconds: u32, json: bool) -> Exit {
+    let mut exit = Exit::Done;
+    for plugin in or_all(plugin, Kind::Disk) {
+        match disk::measure(&plugin, size, Duration::from_secs(seconds.into())) {
+            Ok(figures) if json => print(serde_json::to_string(&figures).unwrap_or_else(|e| e.to_string())),
+            Ok(figures) => tell_disk(&figures),
+            Err(error) => {
+                tell_error(&error);
+                exit = Exit::Error;
+            }
+        }
+    }
+    exit
+}
+
+fn tell_disk(figures: &disk::Figures) {
+    let disk::Figures { plugin, seal_us: [median, most], sent_per_written, loads } = figures;
+    print(format_args!(
+        "{plugin}: a seal adds {median:.1} us (99 %: {most:.1} us) to the pause; {sent_per_written:.3} bytes sent for each written\n\
+         requests a second        under way  replicated      export   ratio    qemu-nbd   ratio"
+    ));
+    for load in loads {
+        let disk::LoadFigures { load, depth, replicated, export, qemu_nbd, ratio, ratio_to_qemu_nbd } = load;
+        let number = |n: &Option<f64>, digits| n.map_or("-".to_owned(), |n| format!("{n:.digits$}"));
+        let (qemu_nbd, to_it) = (number(qemu_nbd, 0), number(ratio_to_qemu_nbd, 2));
+        print(format_args!(
+            "{load:<24} {depth:>9} {replicated:>11.0} {export:>11.0} {ratio:>7.2} {qemu_nbd:>11} {to_it:>7}"
+        ));
+    }
 }
 
 const HEADINGS: &str = "plugin       seal us (99 %)     release us (99 %)   frames/s   without it    ratio";

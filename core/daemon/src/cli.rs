@@ -1,6 +1,8 @@
 //! The command line.
 
 use crate::exit;
+use aventine_api::ConfigError;
+use aventine_api::units::Quantity;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -118,7 +120,7 @@ primary and may run the guest.")]
     /// Measure plugins against the same work without them
     #[command(
         subcommand,
-        after_help = "Examples:\n  aventine bench network\n  aventine bench plugins PLUGIN.so …"
+        after_help = "Examples:\n  aventine bench disk\n  aventine bench network\n  aventine bench plugins PLUGIN.so …"
     )]
     Bench(Bench),
     /// List the plugins
@@ -260,6 +262,28 @@ pub(crate) struct Demo {
 /// What can be measured.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
+    /// Disks: reads and writes a second, and what a seal adds to the pause
+    #[command(after_help = "\
+Example:
+  aventine bench disk --plugin block-remus --size 1GiB
+
+An NBD client reads and writes a disk that each plugin replicates over loopback TCP to a standby's disk in this process; the floor
+is an image behind the same front-end, and behind qemu-nbd where that is installed, measured in turn. Three images of this size
+and the standby's are made in a temporary directory, which TMPDIR chooses.")]
+    Disk {
+        /// Which plugins; all of them if none is given
+        #[arg(long, value_name = "NAME")]
+        plugin: Vec<String>,
+        /// Size of the disk
+        #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = disk_size)]
+        size: u64,
+        /// How long each kind of request is measured on each server
+        #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+        seconds: u32,
+        /// Print one line of JSON for each plugin
+        #[arg(long)]
+        json: bool,
+    },
     /// Network buffers: the epoch verbs, and frames a second
     #[command(after_help = "\
 Example:
@@ -300,6 +324,10 @@ The built-in plugins, the same behind both adapters of the plugin interface, and
         #[arg(long)]
         json: bool,
     },
+}
+
+fn disk_size(text: &str) -> Result<u64, ConfigError> {
+    u64::parse_key(&[], text, &(16 << 20..=1 << 40))
 }
 
 #[cfg(test)]

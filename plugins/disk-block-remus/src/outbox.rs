@@ -11,6 +11,8 @@
 //! - A flush (or FUA) that comes between `pausing` and `seal` is answered at once and made good before the barrier of
 //!   that epoch is sent. So no epoch commits whose flushes are not on stable storage of this side, and the world
 //!   cannot see anything that the guest said after such a flush before that.
+//! - Few bytes wait a moment for more, because a record for each small write would cost more than the write. Whatever an
+//!   epoch's commit waits for does not: a barrier sends all that is queued.
 //! - Once the queue has ended, nobody waits for it any more.
 
 use crate::wire::{Change, Tally, describe, kind};
@@ -19,12 +21,16 @@ use aventine_disk_common::image::Image;
 use aventine_disk_common::{lock, wait_while};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What a queued change takes in memory beside its data.
 const CHANGE_COST: usize = 64;
 /// Most changes in a record: two parts each, well under what one system call takes.
 const MAX_CHANGES: usize = 256;
+/// Bytes that are sent at once, and how long fewer wait for more.
+const ENOUGH: usize = 64 << 10;
+const LINGER: Duration = Duration::from_millis(1);
 
 /// Why an epoch could not be sealed.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +80,8 @@ struct State {
     items: VecDeque<Item>,
     /// Bytes reserved, queued or being sent.
     bytes: usize,
+    /// At so many the sending thread, which sleeps, is to be woken.
+    wake_at: usize,
     /// The epoch of what is queued now.
     open: Epoch,
     sealed: Epoch,
@@ -116,6 +124,7 @@ impl Outbox {
         let state = State {
             items: VecDeque::from([Item::Note(Note::Describe { size: image.size() })]),
             bytes: 0,
+            wake_at: usize::MAX,
             open: Epoch::COPY,
             sealed: Epoch::COPY,
             open_bytes: 0,
@@ -159,7 +168,7 @@ impl Outbox {
     /// image that the initial copy is further on.
     pub(crate) fn push(&self, changes: Vec<Change>, reserved: usize, covers: u64) {
         let bytes: usize = changes.iter().map(|c| Outbox::cost(1, c.data.len())).sum();
-        let ask = {
+        let (ask, wake) = {
             let mut state = lock(&self.state);
             if state.ended.is_some() {
                 return;
@@ -172,9 +181,15 @@ impl Outbox {
             state.open_bytes += bytes;
             let ask = epoch != Epoch::COPY && !state.asked && state.open_bytes > self.limit;
             state.asked |= ask;
-            ask
+            let wake = state.bytes >= state.wake_at;
+            if wake {
+                state.wake_at = usize::MAX;
+            }
+            (ask, wake)
         };
-        self.work.notify_one();
+        if wake {
+            self.work.notify_one();
+        }
         if ask {
             self.host.request_epoch();
         }
@@ -304,8 +319,19 @@ impl Outbox {
 
     /// Waits for the next record.
     fn next(&self) -> Option<Batch> {
-        let idle = |s: &mut State| s.items.is_empty() && s.ended.is_none();
-        let items = &mut wait_while(&self.work, lock(&self.state), idle).items;
+        let idle = |s: &mut State| {
+            s.wake_at = 1;
+            s.items.is_empty() && s.ended.is_none()
+        };
+        let few = |s: &mut State| {
+            s.wake_at = ENOUGH;
+            s.bytes < ENOUGH && matches!(s.items.back(), Some(Item::Change { .. }))
+        };
+        let state = wait_while(&self.work, lock(&self.state), idle);
+        let waited = self.work.wait_timeout_while(state, LINGER, few);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.wake_at = usize::MAX;
+        let items = &mut state.items;
         let (epoch, change, mut covers) = match items.pop_front()? {
             Item::Note(note) => return Some(Batch::Note(note)),
             Item::Change { epoch, change, covers } => (epoch, change, covers),

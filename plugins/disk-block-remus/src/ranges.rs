@@ -47,8 +47,13 @@ impl Ranges {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        lock(&self.ranges.asked).ranges.retain(|(t, _)| *t != self.ticket);
-        self.ranges.freed.notify_all();
+        let mut asked = lock(&self.ranges.asked);
+        asked.ranges.retain(|(t, _)| *t != self.ticket);
+        let others = !asked.ranges.is_empty();
+        drop(asked);
+        if others {
+            self.ranges.freed.notify_all();
+        }
     }
 }
 

@@ -1,0 +1,71 @@
+//! A disk's channel as the engine makes it: its frames, on a TCP connection of the loopback interface.
+
+use aventine_api::{ErrorCode, PluginError, RecordHead, RecordRx, RecordTx};
+use aventine_protocol::{FrameHeader, FrameKind, HEADER_LEN};
+use std::error::Error;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+pub(super) struct Tx {
+    stream: TcpStream,
+    sequence: u32,
+}
+
+pub(super) struct Rx {
+    stream: TcpStream,
+    sequence: u32,
+}
+
+/// Both ends.
+pub(super) fn channel() -> io::Result<(Tx, Rx)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let stream = TcpStream::connect(listener.local_addr()?)?;
+    stream.set_nodelay(true)?;
+    Ok((Tx { stream, sequence: 0 }, Rx { stream: listener.accept()?.0, sequence: 0 }))
+}
+
+impl Tx {
+    fn write(&mut self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            match self.stream.write_vectored(parts) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => IoSlice::advance_slices(&mut parts, n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RecordTx for Tx {
+    fn send(&mut self, head: RecordHead, parts: &[&[u8]]) -> Result<(), PluginError> {
+        let header = FrameHeader::of(FrameKind::Record, head.kind, head.epoch, self.sequence, parts).encode();
+        let slices = std::iter::once(&header[..]).chain(parts.iter().copied());
+        self.write(&mut slices.map(IoSlice::new).collect::<Vec<_>>()).map_err(lost)?;
+        self.sequence = self.sequence.wrapping_add(1);
+        Ok(())
+    }
+}
+
+impl RecordRx for Rx {
+    fn recv(&mut self, payload: &mut Vec<u8>) -> Result<RecordHead, PluginError> {
+        let mut head = [0; HEADER_LEN];
+        self.stream.read_exact(&mut head).map_err(lost)?;
+        let header = FrameHeader::decode(&head, self.sequence).map_err(damaged)?;
+        self.sequence = self.sequence.wrapping_add(1);
+        payload.resize(header.length as usize, 0);
+        self.stream.read_exact(payload).map_err(lost)?;
+        header.verify(payload).map_err(damaged)?;
+        Ok(RecordHead { epoch: header.epoch, kind: header.sub })
+    }
+}
+
+fn lost(error: io::Error) -> PluginError {
+    PluginError::new(ErrorCode::PeerLost, error)
+}
+
+fn damaged(error: impl Error + Send + Sync + 'static) -> PluginError {
+    PluginError::new(ErrorCode::Corrupt, error)
+}
