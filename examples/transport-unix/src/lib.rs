@@ -10,7 +10,8 @@
 //! plugin = "unix"
 //! path = "/run/aventine-web.sock"    # the same for both; belongs to the one that began to listen last
 //! ```
-//! It shows links and channels, time limits, an abort from any thread, and that strangers neither get in nor block.
+//! It shows how the two find each other, how a link's channels get their sockets, and that strangers neither get in nor block. What
+//! channels promise once they are open, `aventine_kit::stream` keeps.
 //!
 //! ```text
 //!  primary                                                 standby
@@ -24,19 +25,19 @@
 
 use aventine_api::schemars::JsonSchema;
 use aventine_api::{
-    Channel, ChannelRx, ChannelTx, ErrorCode, Factory, Link, LinkAbort, Listener, PluginEntry, PluginError,
-    Transport, parse_config, schema,
+    Channel, ErrorCode, Factory, Link, LinkAbort, Listener, PluginEntry, PluginError, Transport,
+    parse_config, schema,
 };
+use aventine_kit::stream::{Channels, read_within, retry};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use serde::Deserialize;
 use std::fs::{self, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 aventine_abi::export_plugin!();
@@ -96,9 +97,8 @@ fn dial(path: &Path, call: &Call) -> io::Result<UnixStream> {
 fn next(listener: &UnixListener) -> io::Result<Option<(Call, UnixStream)>> {
     let mut call = [0; 64];
     match listener.accept() {
-        Ok((mut socket, _)) => {
-            socket.set_read_timeout(Some(BEGINNING))?;
-            let begun = socket.read_exact(&mut call).and_then(|()| socket.set_read_timeout(None));
+        Ok((socket, _)) => {
+            let begun = read_within(&socket, &mut call, BEGINNING);
             Ok(begun.ok().map(|()| (call, socket)))
         }
         Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
@@ -112,21 +112,13 @@ impl Transport for Unix {
     fn connect(&mut self, limit: Duration) -> Result<Box<dyn Link>, PluginError> {
         static LINKS: AtomicU32 = AtomicU32::new(0);
         let number = u64::from(std::process::id()) << 32 | u64::from(LINKS.fetch_add(1, SeqCst));
-        let end = Instant::now() + limit;
-        loop {
+        let answered = retry(limit, LOOK, |left| {
+            let socket = dial(&self.0, &call(number, "control"))?;
             // The answer comes once the standby accepts, which may be much later than the connection.
-            let left = end.saturating_duration_since(Instant::now());
-            let answered = dial(&self.0, &call(number, "control")).and_then(|mut socket| {
-                socket.set_read_timeout(Some(left.max(LOOK)))?;
-                socket.read_exact(&mut [0])?;
-                socket.set_read_timeout(None).map(|()| socket)
-            });
-            match answered {
-                Ok(control) => return Ok(UnixLink::boxed(number, control, End::Calls(self.0.clone()))),
-                Err(_) if !left.is_zero() => std::thread::sleep(LOOK),
-                Err(e) => return Err(failed(ErrorCode::TimedOut, "no standby answers at `path`")(e)),
-            }
-        }
+            read_within(&socket, &mut [0], left.max(LOOK)).map(|()| socket)
+        });
+        let control = answered.map_err(failed(ErrorCode::TimedOut, "no standby answers at `path`"))?;
+        Ok(UnixLink::boxed(number, control, End::Calls(self.0.clone())))
     }
 
     fn listen(&mut self, _routes: &[String]) -> Result<Box<dyn Listener>, PluginError> {
@@ -171,91 +163,33 @@ struct UnixLink {
     /// Until it is opened.
     control: Option<UnixStream>,
     end: End,
-    sockets: Arc<Sockets>,
+    channels: Channels,
 }
 
 impl UnixLink {
     fn boxed(number: u64, control: UnixStream, end: End) -> Box<dyn Link> {
-        Box::new(UnixLink { number, control: Some(control), end, sockets: Arc::default() })
-    }
-
-    /// Another connection; on the standby what else comes meanwhile is left from a link that has ended.
-    fn connection(&self, call: Call, limit: Duration) -> Result<UnixStream, PluginError> {
-        let lost = failed(ErrorCode::PeerLost, "the channel cannot be opened");
-        let listener = match &self.end {
-            End::Calls(path) => return dial(path, &call).map_err(lost),
-            End::IsCalled(listener) => listener,
-        };
-        let end = Instant::now() + limit;
-        while Instant::now() < end && !self.sockets.ended.load(SeqCst) {
-            if let Some((_, socket)) = next(listener).map_err(&lost)?.filter(|(came, _)| *came == call) {
-                return Ok(socket);
-            }
-        }
-        let code = if self.sockets.ended.load(SeqCst) { ErrorCode::PeerLost } else { ErrorCode::TimedOut };
-        Err(failed(code, "the primary has not opened the channel")(ErrorKind::TimedOut.into()))
+        Box::new(UnixLink { number, control: Some(control), end, channels: Channels::default() })
     }
 }
 
 impl Link for UnixLink {
     fn open(&mut self, name: &str, _: Option<&str>, limit: Duration) -> Result<Channel, PluginError> {
-        let control = self.control.take_if(|_| name == "control").map(Ok);
-        let socket = control.unwrap_or_else(|| self.connection(call(self.number, name), limit));
-        let half = Half { socket: Arc::new(socket?), sockets: Arc::clone(&self.sockets) };
-        let mut all = self.sockets.all.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(Arc::downgrade(&half.socket));
-        half.done(Ok(()))?;
-        Ok((Box::new(half.clone()), Box::new(half)))
+        let (call, mut control) = (call(self.number, name), self.control.take_if(|_| name == "control"));
+        self.channels.open(limit, || match &self.end {
+            _ if control.is_some() => Ok(control.take()),
+            End::Calls(path) => dial(path, &call).map(Some),
+            // What else comes meanwhile is left from a link that has ended.
+            End::IsCalled(listener) => {
+                Ok(next(listener)?.and_then(|(came, socket)| (came == call).then_some(socket)))
+            }
+        })
     }
 
     fn aborter(&self) -> Arc<dyn LinkAbort> {
-        Arc::clone(&self.sockets) as Arc<dyn LinkAbort>
+        self.channels.aborter()
     }
 
     fn peer(&self) -> String {
         format!("the other process, link {:x}", self.number)
-    }
-}
-
-/// The sockets of a link's channels. Weak: a channel ends when both its halves are dropped.
-#[derive(Default)]
-struct Sockets {
-    ended: AtomicBool,
-    all: Mutex<Vec<Weak<UnixStream>>>,
-}
-
-impl LinkAbort for Sockets {
-    fn abort(&self) {
-        self.ended.store(true, SeqCst);
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().filter_map(Weak::upgrade).for_each(|socket| drop(socket.shutdown(Shutdown::Both)));
-    }
-}
-
-/// One half of a channel.
-#[derive(Clone)]
-struct Half {
-    socket: Arc<UnixStream>,
-    sockets: Arc<Sockets>,
-}
-
-impl Half {
-    /// What an ended link's sockets still have in them counts for nothing.
-    fn done(&self, done: io::Result<()>) -> Result<(), PluginError> {
-        let ended = self.sockets.ended.load(SeqCst);
-        let done = if ended { Err(io::Error::other("the link was ended on this side")) } else { done };
-        done.map_err(failed(ErrorCode::PeerLost, "the channel has ended"))
-    }
-}
-
-impl ChannelTx for Half {
-    fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError> {
-        self.done(parts.iter().try_for_each(|part| (&*self.socket).write_all(part)))
-    }
-}
-
-impl ChannelRx for Half {
-    fn recv(&mut self, buf: &mut [u8]) -> Result<(), PluginError> {
-        self.done((&*self.socket).read_exact(buf))
     }
 }
