@@ -23,7 +23,7 @@ use std::thread;
 /// A socket for the guest, in place of what a dead process has left there.
 pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
     match remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => UnixListener::bind(path),
     }
 }

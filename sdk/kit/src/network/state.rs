@@ -215,3 +215,134 @@ impl<S: Store> State<S> {
         self.silent &= self.over;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aventine_api::PluginError;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    #[derive(Default)]
+    struct Engine(AtomicU32);
+
+    impl Host for Engine {
+        fn request_epoch(&self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+        fn staged(&self, _: Epoch) {}
+        fn failed(&self, error: PluginError) {
+            panic!("{}", error.chain());
+        }
+    }
+
+    /// Memory for so many frames, which can be lost.
+    struct Memory(VecDeque<Vec<u8>>, usize);
+
+    impl Store for Memory {
+        fn push(&mut self, framed: &[u8]) -> io::Result<()> {
+            if self.0.len() == self.1 {
+                return Err(ErrorKind::StorageFull.into());
+            }
+            self.0.push_back(framed.to_vec());
+            Ok(())
+        }
+
+        fn pop(&mut self, framed: &mut Vec<u8>) -> io::Result<()> {
+            *framed = self.0.pop_front().ok_or(ErrorKind::UnexpectedEof)?;
+            Ok(())
+        }
+
+        fn clear(&mut self) {
+            self.0.clear();
+        }
+    }
+
+    /// A state with a guest, and the other ends of both; datagrams are the tap's frames.
+    fn start(room: usize) -> (State<Memory>, UnixStream, UnixDatagram, Arc<Engine>) {
+        let (host, dir) = (Arc::new(Engine::default()), std::env::temp_dir());
+        let context = Context {
+            guest: "web".into(),
+            id: "net0".into(),
+            side: Side::Primary,
+            state_dir: dir.clone(),
+            config_dir: dir,
+            host: Arc::clone(&host) as Arc<dyn Host>,
+        };
+        let ((tap, world), (guest, ours)) = (UnixDatagram::pair().unwrap(), UnixStream::pair().unwrap());
+        world.set_nonblocking(true).unwrap();
+        let tap = File::from(OwnedFd::from(tap));
+        let mut state = State::new(Memory(VecDeque::new(), room), 64, tap, &context);
+        state.connect(Arc::new(ours));
+        (state, guest, world, host)
+    }
+
+    fn framed(bytes: &[u8]) -> Vec<u8> {
+        [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
+    }
+
+    fn received(world: &UnixDatagram) -> Vec<Vec<u8>> {
+        let mut frame = [0; 100];
+        std::iter::from_fn(|| world.recv(&mut frame).ok().map(|n| frame[..n].to_vec())).collect()
+    }
+
+    #[test]
+    fn a_frame_in_pieces_is_sealed_with_the_epoch_in_which_it_became_whole() {
+        let (mut state, mut guest, world, _) = start(9);
+        assert!(state.engage());
+        let bytes = [framed(b"first"), framed(b"second")].concat();
+        guest.write_all(&bytes[..12]).unwrap();
+        state.seal(Epoch(1)).unwrap();
+        guest.write_all(&bytes[12..]).unwrap();
+        state.seal(Epoch(2)).unwrap();
+        assert!(received(&world).is_empty());
+        state.release(Epoch(1)).unwrap();
+        assert_eq!(received(&world), [b"first"]);
+        state.release(Epoch(2)).unwrap();
+        assert_eq!(received(&world), [b"second"]);
+        assert_eq!(state.stats, NetworkStats { sent_frames: 2, ..NetworkStats::default() });
+    }
+
+    #[test]
+    fn at_half_the_limit_an_epoch_is_asked_for_once_and_at_the_limit_nothing_is_read() {
+        let (mut state, mut guest, world, host) = start(9);
+        assert!(state.engage());
+        for asked in [0, 1, 1] {
+            guest.write_all(&framed(&[7; 18])).unwrap();
+            state.drain(9).unwrap();
+            assert_eq!(host.0.load(SeqCst), asked);
+        }
+        assert!(state.is_full());
+        guest.write_all(&framed(b"later")).unwrap();
+        state.seal(Epoch(1)).unwrap();
+        assert_eq!(state.stats.held_frames, 3);
+        state.release(Epoch(1)).unwrap();
+        assert_eq!(received(&world).len(), 3);
+        state.drain(9).unwrap();
+        assert_eq!(state.stats.held_frames, 1);
+    }
+
+    #[test]
+    fn what_a_store_does_not_take_or_give_back_is_an_error_and_counted() {
+        let (mut state, mut guest, world, _) = start(2);
+        assert!(state.engage());
+        guest.write_all(&[framed(b"a"), framed(b"b"), framed(b"c")].concat()).unwrap();
+        assert_eq!(state.drain(9).unwrap_err().kind(), ErrorKind::StorageFull);
+        assert_eq!((state.stats.held_frames, state.stats.dropped_frames), (2, 1));
+        state.store.0.pop_back();
+        assert_eq!(state.disengage(Disengage::Owner).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        assert_eq!(received(&world), [b"a"]);
+        assert_eq!((state.stats.held_frames, state.stats.dropped_frames), (0, 2));
+    }
+
+    #[test]
+    fn a_guest_that_speaks_nonsense_is_left() {
+        for nonsense in [0, LONGEST as u32 - 3] {
+            let (mut state, mut guest, _world, _) = start(9);
+            guest.write_all(&nonsense.to_be_bytes()).unwrap();
+            assert_eq!(state.drain(9).unwrap_err().kind(), ErrorKind::InvalidData);
+            assert!(!state.has_guest());
+        }
+    }
+}
