@@ -17,7 +17,7 @@ use crate::parts::{During, Maker, PluginFailure, Reports};
 use crate::silence::Heard;
 use crate::stats::Samples;
 use crate::wire::{ControlTx, FrameTx};
-use aventine_api::{Epoch, ErrorCode, Link, PluginError, SessionId, Side, Transport};
+use aventine_api::{Epoch, Link, PluginError, SessionId, Side};
 use aventine_config::Config;
 use aventine_protocol::{EndReason, FrameKind, Hello, Message};
 use std::collections::VecDeque;
@@ -123,7 +123,7 @@ enum Event {
 pub fn feed(config: &Config, state_dir: &Path, recorded: &dyn Recorded) -> Result<Fed, FeedError> {
     let (reports, metrics) = (Reports::nowhere(), Metrics::default());
     let maker = Maker { config, side: Side::Primary, state_dir, reports, metrics };
-    let mut link = reach(maker.transport()?.as_mut()).during("transport", "looking for the standby")?;
+    let mut link = maker.transport()?.connect(PATIENCE).during("transport", "looking for the standby")?;
     let sent = Arc::new(AtomicU64::new(0));
     let (to_us, events) = channel();
     let control = greet(config, link.as_mut(), recorded.hello(), &sent, &to_us)?;
@@ -165,18 +165,6 @@ pub fn feed(config: &Config, state_dir: &Path, recorded: &dyn Recorded) -> Resul
     }
     drop(heartbeat);
     Ok(fed)
-}
-
-fn reach(transport: &mut dyn Transport) -> Result<Box<dyn Link>, PluginError> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match transport.connect(deadline.saturating_duration_since(Instant::now()).max(STEP / 100)) {
-            Err(e) if e.code() == ErrorCode::PeerLost && Instant::now() < deadline => {
-                thread::sleep(Duration::from_millis(100));
-            }
-            connected => return connected,
-        }
-    }
 }
 
 /// Opens the control channel and says what the recorded primary said.
