@@ -54,8 +54,10 @@ const COPY_ROUNDS: u32 = 7;
 pub(crate) enum Event {
     /// A message from the standby.
     Message(u32, Epoch, Message),
-    /// The control or the pages channel has failed or ended.
+    /// The control channel has failed or ended.
     ChannelLost(u32, PluginError),
+    /// The pages channel has.
+    PagesLost(u32, PluginError),
     /// A plugin's own thread says something.
     Plugin(Report),
     /// The arbiter's answer.
@@ -109,7 +111,7 @@ impl Pipe {
         let (staging, back) = Staging::new(config.staging, jobs_tx);
         let (states_tx, states) = channel();
         let to_loop = to_loop.clone();
-        let lost = move |e| drop(to_loop.send(Event::ChannelLost(number, e)));
+        let lost = move |e| drop(to_loop.send(Event::PagesLost(number, e)));
         thread::spawn(move || sender::run(&jobs, tx, codec, &back, &states_tx, lost));
         Pipe {
             staging,

@@ -18,7 +18,9 @@ impl Loop<'_> {
     pub(super) fn take(&mut self, event: Event) -> Result<(), EngineError> {
         match event {
             // What a link says after it was given up no longer matters.
-            Event::Message(number, ..) | Event::ChannelLost(number, _) if number != self.link.number => {
+            Event::Message(number, ..) | Event::ChannelLost(number, _) | Event::PagesLost(number, _)
+                if number != self.link.number =>
+            {
                 Ok(())
             }
             Event::Message(_, epoch, Message::Acknowledge) => {
@@ -45,6 +47,12 @@ impl Loop<'_> {
                 self.step(PrimaryEvent::LinkLost)
             }
             Event::ChannelLost(_, e) => self.link_lost(&e.chain()),
+            // A standby that stands down lets go of these channels at once. Whether it does is said on the control channel.
+            Event::PagesLost(..) if self.is_ending() => Ok(()),
+            Event::Plugin(Report::Failed(_, e)) if e.code() == ErrorCode::PeerLost && self.is_ending() => {
+                Ok(())
+            }
+            Event::PagesLost(_, e) => self.link_lost(&e.chain()),
             Event::Plugin(Report::EarlyEpoch) => {
                 self.early = true;
                 Ok(())
@@ -65,6 +73,10 @@ impl Loop<'_> {
                 Ok(())
             }
         }
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.machine.state(), PrimaryState::Ending(_))
     }
 
     /// Steps the machine and carries out what it says.
