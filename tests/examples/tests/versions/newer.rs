@@ -62,7 +62,7 @@ fn patch(file: &Path, from: &str, to: &str) {
 fn newer() -> PathBuf {
     let dir = target().join("newer-sdk");
     let _ = fs::remove_dir_all(&dir);
-    for part in ["sdk/api", "sdk/abi", "core/registry", "examples/policy-output"] {
+    for part in ["sdk/api", "sdk/abi", "sdk/conformance", "core/registry", "examples/policy-output"] {
         copy(&root().join(part), &dir.join(part));
     }
     let abi = dir.join("sdk/abi");
@@ -86,7 +86,7 @@ fn workspace(dir: &Path) {
     manifest.remove("profile");
     let workspace = manifest["workspace"].as_table_mut().unwrap();
     workspace.remove("default-members");
-    let members = ["sdk/api", "sdk/abi", "core/registry", "host"].map(toml::Value::from);
+    let members = ["sdk/*", "core/registry", "host"].map(toml::Value::from);
     workspace.insert("members".into(), members.to_vec().into());
     fs::write(dir.join("Cargo.toml"), manifest.to_string()).unwrap();
     fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
