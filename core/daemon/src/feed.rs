@@ -9,6 +9,11 @@ use aventine_replay::{SourceError, Trace};
 use serde::Serialize;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Why a standby was not fed.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +22,8 @@ enum ReplayError {
     Source(#[from] SourceError),
     #[error("Cannot make a directory for the transport")]
     Directory(#[source] io::Error),
+    #[error("Cannot wait for signals")]
+    Signals(#[source] io::Error),
     #[error(transparent)]
     Feed(#[from] FeedError),
 }
@@ -39,7 +46,8 @@ pub(crate) fn feed(trace: &Path, config: &Path, json: bool) -> Exit {
     let fed = || -> Result<(Fed, bool), ReplayError> {
         let trace = Trace::open(trace)?;
         let dir = tempfile::tempdir().map_err(ReplayError::Directory)?;
-        Ok((aventine_engine::feed(&config, dir.path(), &trace)?, trace.end().is_some()))
+        let stop = stop_when_asked()?;
+        Ok((aventine_engine::feed(&config, dir.path(), &trace, &stop)?, trace.end().is_some()))
     };
     match fed() {
         Ok((Fed { epochs, bytes, time, commit_us }, ended)) => {
@@ -59,6 +67,25 @@ pub(crate) fn feed(trace: &Path, config: &Path, json: bool) -> Exit {
             Exit::Error
         }
     }
+}
+
+/// Set by the first SIGINT or SIGTERM: neither must look to the standby like the loss of its primary.
+fn stop_when_asked() -> Result<Arc<AtomicBool>, ReplayError> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(ReplayError::Signals)?;
+    let (mut interrupt, mut terminate) = {
+        let _context = runtime.enter();
+        let on = |kind| signal(kind).map_err(ReplayError::Signals);
+        (on(SignalKind::interrupt())?, on(SignalKind::terminate())?)
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        });
+        asked.store(true, Ordering::Relaxed);
+    });
+    Ok(stop)
 }
 
 fn text(row: &Row) -> String {

@@ -8,7 +8,10 @@
 //! The standby sees a session like any other. It ends as the recorded one did: where the primary ended protection, so does this;
 //! where the recording breaks off, the link does, and the standby does what it does when its primary is lost.
 //!
-//! Invariant: at most [`WINDOW`] epochs are under way, as a primary has it.
+//! Invariants:
+//! - At most [`WINDOW`] epochs are under way, as a primary has it.
+//! - Only the recording itself can end as a lost primary does. Whoever stops feeding, or cannot go on, tells the standby to stand
+//!   down: half a recording is nobody's guest.
 
 use crate::control::Quantiles;
 use crate::link::{HandshakeError, Heartbeat, STEP, spawn_control_reader};
@@ -23,7 +26,7 @@ use aventine_protocol::{EndReason, FrameKind, Hello, Message};
 use std::collections::VecDeque;
 use std::error::Error;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -35,6 +38,8 @@ const WINDOW: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to acknowledge what it was sent, its guest's start included.
 const SILENCE: Duration = Duration::from_secs(120);
+/// How often is looked whether to stop.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A frame that a primary has sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,8 +110,21 @@ pub enum FeedError {
     #[error("The standby acknowledged nothing for {SILENCE:?}")]
     Silent,
     /// The recording.
-    #[error("The recording cannot be read")]
+    #[error("The recording cannot be read; the standby was told to stand down")]
     Recording(#[source] RecordingError),
+    /// The operator.
+    #[error("Stopped; the standby was told to stand down")]
+    Stopped,
+}
+
+impl FeedError {
+    /// What the standby is told.
+    fn reason(&self) -> EndReason {
+        match self {
+            FeedError::Stopped => EndReason::Stopped,
+            other => EndReason::LocalError(other.to_string()),
+        }
+    }
 }
 
 /// What the channels and the standby tell.
@@ -118,9 +136,14 @@ enum Event {
 }
 
 /// Sends a recording to the standby of `config`, by its transport and with a session of its own; everything else that both hosts
-/// must have in common is as it was recorded. Blocks until the standby has acknowledged all of it. `state_dir` is for the
-/// transport.
-pub fn feed(config: &Config, state_dir: &Path, recorded: &dyn Recorded) -> Result<Fed, FeedError> {
+/// must have in common is as it was recorded. Blocks until the standby has acknowledged all of it, or `stop` is set. `state_dir`
+/// is for the transport.
+pub fn feed(
+    config: &Config,
+    state_dir: &Path,
+    recorded: &dyn Recorded,
+    stop: &AtomicBool,
+) -> Result<Fed, FeedError> {
     let (reports, metrics) = (Reports::nowhere(), Metrics::default());
     let maker = Maker { config, side: Side::Primary, state_dir, reports, metrics };
     let mut link = maker.transport()?.connect(PATIENCE).during("transport", "looking for the standby")?;
@@ -147,10 +170,14 @@ pub fn feed(config: &Config, state_dir: &Path, recorded: &dyn Recorded) -> Resul
             let (flow, done) = (&flow, to_us.clone());
             scope.spawn(move || drop(done.send(Event::Fed(send(recorded, name, &mut tx, flow)))));
         }
-        let heard = flow.listen(&events, count);
+        let heard = flow.listen(&events, count, stop);
         flow.stop();
-        // A channel that waits for a standby which has gone must not be waited for.
-        heard.inspect_err(|_| link.aborter().abort())
+        heard.inspect_err(|error| {
+            // One that has gone, or given up, needs no word.
+            let _ = bid_farewell(&control, error.reason(), &events);
+            // A channel that waits for the standby must not be waited for.
+            link.aborter().abort();
+        })
     });
     let commits = heard?;
     let fed = Fed {
@@ -257,10 +284,25 @@ impl Flow {
     }
 
     /// Until all `channels` are through and all their epochs acknowledged: how many these were, and how long each took.
-    fn listen(&self, events: &Receiver<Event>, mut channels: usize) -> Result<(u64, Samples), FeedError> {
-        let (mut epochs, mut commits) = (0, Samples::default());
+    fn listen(
+        &self,
+        events: &Receiver<Event>,
+        mut channels: usize,
+        stop: &AtomicBool,
+    ) -> Result<(u64, Samples), FeedError> {
+        let (mut epochs, mut commits, mut heard) = (0, Samples::default(), Instant::now());
         while channels > 0 || !self.lock().under_way.is_empty() {
-            match events.recv_timeout(SILENCE).map_err(|_| FeedError::Silent)? {
+            if stop.load(Ordering::Relaxed) {
+                return Err(FeedError::Stopped);
+            }
+            let Ok(event) = events.recv_timeout(LOOK) else {
+                if heard.elapsed() > SILENCE {
+                    return Err(FeedError::Silent);
+                }
+                continue;
+            };
+            heard = Instant::now();
+            match event {
                 Event::Fed(result) => {
                     result?;
                     channels -= 1;

@@ -1,4 +1,5 @@
-//! The example plugins, built as their authors would: each a workspace of its own, with its own lock file.
+//! The example plugins, built as their authors would: each a workspace of its own. Its lock file is made of the program's, so that
+//! both have the same versions.
 //!
 //! They share one target directory, `target/examples-so`, and with it what they depend on.
 #![forbid(unsafe_code)]
@@ -7,6 +8,7 @@ use aventine_lab::run::{self, RunError};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{fs, io};
 
 /// The workspaces below `examples`; a shared object is named after its own.
 pub const EXAMPLES: [&str; 5] =
@@ -34,9 +36,39 @@ pub fn cargo(workspace: &Path, target: &Path, arguments: &[&str]) -> Command {
     cargo
 }
 
-/// Builds an example, with what cargo finds as the compiler; answers its shared object.
-pub fn build(example: &str) -> Result<PathBuf, RunError> {
-    run::output(&mut cargo(&root().join("examples").join(example), &target(), &["build", "--locked"]))?;
+/// Why an example could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Its lock file.
+    #[error("Cannot make {}", path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Cargo.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// Builds an example, with what cargo finds as the compiler; answers its shared object. Where it has no lock file it gets one.
+pub fn build(example: &str) -> Result<PathBuf, BuildError> {
+    let workspace = root().join("examples").join(example);
+    let path = workspace.join("Cargo.lock");
+    let is_locked = path.exists();
+    if !is_locked {
+        let copied = fs::copy(root().join("Cargo.lock"), &path);
+        copied.map_err(|source| BuildError::Lock { path: path.clone(), source })?;
+    }
+    // The first time cargo takes out of it what the example does not need.
+    let arguments: &[&str] = if is_locked { &["build", "--locked"] } else { &["build"] };
+    let built = run::output(&mut cargo(&workspace, &target(), arguments));
+    if built.is_err() && !is_locked {
+        // It may still be the program's.
+        let _ = fs::remove_file(&path);
+    }
+    built?;
     Ok(shared_object(&target(), example))
 }
 

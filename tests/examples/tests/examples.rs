@@ -259,8 +259,7 @@ fn locked(file: &Path) -> HashMap<String, Vec<String>> {
     let mut packages = HashMap::<String, Vec<String>>::new();
     for package in lock["package"].as_array().unwrap() {
         let text = |key| package.get(key).and_then(toml::Value::as_str).map(str::to_owned);
-        if let Some(source) = text("source") {
-            assert_eq!(source, "registry+https://github.com/rust-lang/crates.io-index", "{}", file.display());
+        if text("source").is_some() {
             packages.entry(text("name").unwrap()).or_default().push(text("version").unwrap());
         }
     }
@@ -277,8 +276,8 @@ fn lock_files_have_the_programs_versions() {
             let known = ours.get(&name).unwrap_or_else(|| panic!("{example}: the program has no {name}"));
             assert!(
                 versions.iter().all(|version| known.contains(version)),
-                "{example}: {name} {versions:?}, the program has {known:?}; copy Cargo.lock to examples/{example} and run \
-                 `cargo build --offline` there"
+                "{example}: {name} {versions:?}, the program has {known:?}; remove examples/{example}/Cargo.lock, which is \
+                 then made anew"
             );
         }
     }

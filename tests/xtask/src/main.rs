@@ -14,7 +14,7 @@ mod guest;
 mod lab;
 mod machine;
 
-use aventine_examples::EXAMPLES;
+use aventine_examples::{BuildError, EXAMPLES};
 use aventine_lab::run::{self, RunError};
 use aventine_lab::state::{State, StateError};
 use fuzz::FuzzError;
@@ -51,6 +51,8 @@ enum Error {
     Guest(#[from] GuestError),
     #[error(transparent)]
     Fuzz(#[from] FuzzError),
+    #[error(transparent)]
+    Example(#[from] BuildError),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]

@@ -74,8 +74,22 @@ fn a_recorded_guest_lives_on_at_the_standby_that_is_fed_with_it() {
     fs::write(&path, &protecting).unwrap();
     let mut standby = lab.node(Host::B, Site::FIRST, Role::Standby).unwrap();
     standby.wait_for("the standby", STARTUP, |status| status.state == "waiting").unwrap();
-    let arguments = ["replay", "redis.trace", "--standby", "demo.toml", "--json"];
-    let fed = lab.run(Host::A, Site::FIRST, &arguments).unwrap();
+    let feed = |trace: &str| {
+        lab.run(Host::A, Site::FIRST, &["replay", trace, "--standby", "demo.toml", "--json"]).unwrap()
+    };
+    // One that is damaged far behind the first checkpoint is no primary that was lost.
+    let mut damaged = fs::read(&trace).unwrap();
+    let late = damaged.len() - damaged.len() / 20;
+    damaged[late] ^= 1;
+    fs::write(dir.join("damaged.trace"), damaged).unwrap();
+    let refused = feed("damaged.trace");
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && told.contains("told to stand down"), "{told}");
+    standby.wait_for("standing down", LIMIT, |status| status.state == "waiting").unwrap();
+    assert_eq!(standby.status().unwrap().side, "standby", "{told}");
+    fs::remove_file(dir.join("damaged.trace")).unwrap();
+
+    let fed = feed("redis.trace");
     let told = String::from_utf8_lossy(&fed.stderr);
     assert!(fed.status.success() && told.contains("breaks off"), "{told}");
     let row: Value = serde_json::from_slice(&fed.stdout).unwrap();
