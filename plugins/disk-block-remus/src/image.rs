@@ -1,6 +1,9 @@
 //! The image: a regular file or a block device, locked while it is open, read and written at positions.
 
 use crate::lock;
+use crate::meta::Stamp;
+#[cfg(test)]
+use crate::tests::power;
 use aventine_api::{ErrorCode, PluginError};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, fdatasync, flock, major, minor, seek};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
@@ -139,6 +142,20 @@ impl Image {
         self.size
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What tells that the image is the same file and unchanged; nothing of a device.
+    pub(crate) fn stamp(&self) -> Stamp {
+        match self.file.metadata() {
+            Ok(meta) if meta.is_file() => {
+                Stamp { inode: meta.ino(), seconds: meta.mtime(), nanoseconds: meta.mtime_nsec() }
+            }
+            _ => Stamp::default(),
+        }
+    }
+
     pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
         self.file.read_exact_at(buf, offset).map_err(|e| ImageError::Read {
             path: self.path.clone(),
@@ -156,6 +173,8 @@ impl Image {
             self.unsynced.store(true, Ordering::SeqCst);
             self.file.write_all_at(data, offset)
         };
+        #[cfg(test)]
+        power::note(&self.path, || power::Op::Write { offset, data: data.to_vec(), synced: sync });
         done.map_err(|e| self.write_error(offset, data.len() as u64, e))
     }
 
@@ -177,7 +196,10 @@ impl Image {
     /// Makes a range zero; without `unmap` its space stays allocated.
     pub(crate) fn zero(&self, offset: u64, len: u64, unmap: bool) -> Result<(), ImageError> {
         self.unsynced.store(true, Ordering::SeqCst);
-        self.zero_range(offset, len, unmap).map_err(|e| self.write_error(offset, len, e))
+        let done = self.zero_range(offset, len, unmap);
+        #[cfg(test)]
+        power::note(&self.path, || power::Op::Write { offset, data: vec![0; len as usize], synced: false });
+        done.map_err(|e| self.write_error(offset, len, e))
     }
 
     fn zero_range(&self, mut offset: u64, len: u64, unmap: bool) -> io::Result<()> {
@@ -215,7 +237,12 @@ impl Image {
         if !self.unsynced.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
-        fdatasync(&self.file).map_err(|e| {
+        #[cfg(test)]
+        power::note(&self.path, || power::Op::Sync);
+        let done = fdatasync(&self.file);
+        #[cfg(test)]
+        power::note(&self.path, || power::Op::Synced);
+        done.map_err(|e| {
             *failed = true;
             ImageError::Sync { path: self.path.clone(), source: Arc::new(e.into()) }
         })
