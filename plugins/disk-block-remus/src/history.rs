@@ -412,3 +412,10 @@ impl History {
         HistoryError::Write { path: self.place.path().to_owned(), source }
     }
 }
+#[cfg(test)]
+impl History {
+    /// Whether a point is on its way.
+    pub(crate) fn is_pending(&self) -> bool {
+        lock(&self.points).pending.is_some()
+    }
+}

@@ -245,9 +245,14 @@ impl Staging {
                 Ok(true) => reached(next),
                 Ok(false) => return,
                 Err(error) => {
-                    // The older point serves as well: more will be copied.
+                    // Tried again; until then the older point serves as well: more would be copied.
                     let error = PluginError::from(error);
                     tracing::warn!(error = error.chain(), "the standby's metadata stay behind");
+                    let state = lock(&self.state);
+                    let waited = self.room.wait_timeout_while(state, SYNC_INTERVAL, |s| !s.stopped);
+                    let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    let epoch = state.applied;
+                    state.points.push_front((epoch, next));
                 }
             }
         }
@@ -264,6 +269,11 @@ impl Staging {
         }
         let point = if due(&state) { state.points.pop_front() } else { None };
         Some(point.map(|(_, next)| next))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn staged(&self) -> Epoch {
+        lock(&self.state).staged
     }
 
     /// `false`: the reader is to stop.

@@ -4,6 +4,7 @@
 mod faults;
 pub(crate) mod power;
 mod primary;
+mod resync;
 mod set_up;
 mod standby;
 
@@ -306,6 +307,31 @@ impl Pair {
             }
             assert!(start.elapsed() < LIMIT, "the points stay {ours} and {theirs}");
             std::thread::yield_now();
+        }
+    }
+
+    /// The epoch after the last one.
+    fn next_epoch(&mut self) -> Epoch {
+        let next = self.standby.disk.staging.as_ref().unwrap().staged().next();
+        self.epoch(next.0);
+        next
+    }
+
+    /// Moves from point to point until nothing is noted: every change is at one of them.
+    fn await_quiet(&mut self) {
+        let start = Instant::now();
+        loop {
+            let history = Arc::clone(&self.primary.disk.device.medium().unwrap().history);
+            let quiet = history.points().0.is_some() && history.changed().ranges().is_empty();
+            if quiet {
+                return self.await_point();
+            }
+            assert!(start.elapsed() < LIMIT, "blocks stay noted");
+            if history.is_pending() {
+                std::thread::yield_now();
+                continue;
+            }
+            self.next_epoch();
         }
     }
 
