@@ -46,7 +46,7 @@ pub(crate) fn copy(
     let (size, ranges) = match plan {
         Plan::Full(why) => {
             tracing::info!(image = %image.path().display(), bytes = image.size(), why, "a full copy");
-            (image.size(), vec![0..image.size()])
+            (image.size(), Vec::from_iter([0..image.size()]))
         }
         Plan::Changed(theirs) => {
             // Changed later: in the queue.

@@ -11,14 +11,22 @@
 //!   order (`standby`).
 //! - An epoch is staged only if every change of it arrived: a barrier counts and checks them (`wire`).
 //! - A guest's flush is on stable storage of this side before the world can see what the guest says next (`outbox`).
-//! - An image that may be between two epochs is not started from (`marker`); one that is open is locked (`image`).
+//! - Both sides note which blocks they change, and name the moments at which their images were the same (`history`); where
+//!   they have one in common, a new session copies noted blocks only (`points`, `copy`).
+//! - An image that may be old, or between two epochs, is not started from (`history`); one that is open is locked (`image`).
+//! - Metadata beside the image survive a power loss at any step (`meta`).
 //! - When replication ends, the guest's reads and writes go on, unless the other side owns the guest (`device`).
 //!
 //! Keys: `image = "PATH"`, or `spec = "remus:HOST:PORT|aio:PATH"` for a channel with an address of its own; and
 //! `buffer = "256MiB"`, the memory for writes on their way, at least 16 MiB and the same on both hosts. A primary's
 //! image must exist; its size is the disk's. A standby creates a missing one and overwrites an existing one of the
 //! same size. At a quarter of `buffer` the guest's writes wait and the epoch is asked to end; at half the standby
-//! stops reading until an epoch is applied; an epoch that alone needs more is an error.
+//! stops reading until an epoch is applied; an epoch that alone needs more is an error. `durable = "flush"`, or `"memory"`:
+//! whether a guest's flush waits for this side's stable storage, or for the standby's memory alone while the guest is
+//! protected. `accept_outdated = "NAME"` starts the guest once from an image that is refused as outdated; the error has the
+//! name.
+//!
+//! Metrics: `resync_total_bytes` and `resynced_bytes`, what the newest copy has to send and has sent.
 #![forbid(unsafe_code)]
 
 mod blocks;

@@ -48,6 +48,7 @@ pub(crate) fn end(dir: &Path) -> Vec<Op> {
 
 mod replay {
     use super::*;
+    use crate::meta::Place;
     use crate::tests::*;
     use tempfile::TempDir;
 
@@ -123,8 +124,11 @@ mod replay {
     }
 
     fn read(dir: &TempDir) -> (Vec<u8>, Option<Vec<u8>>) {
-        let file = |name| fs::read(dir.path().join(name)).ok();
-        (file("disk.img").unwrap_or_default(), file("disk.img.aventine"))
+        (fs::read(dir.path().join("disk.img")).unwrap(), fs::read(metadata(dir)).ok())
+    }
+
+    fn metadata(dir: &TempDir) -> PathBuf {
+        Place::of(&dir.path().join("disk.img"), dir.path()).path().to_owned()
     }
 
     fn put(dir: &TempDir, (image, meta): (Vec<u8>, Option<Vec<u8>>)) {
@@ -133,8 +137,8 @@ mod replay {
             fs::OpenOptions::new().write(true).create(true).truncate(false).open(dir.path().join("disk.img"));
         std::os::unix::fs::FileExt::write_all_at(&file.unwrap(), &image, 0).unwrap();
         match meta {
-            Some(meta) => fs::write(dir.path().join("disk.img.aventine"), meta).unwrap(),
-            None => drop(fs::remove_file(dir.path().join("disk.img.aventine"))),
+            Some(meta) => fs::write(metadata(dir), meta).unwrap(),
+            None => drop(fs::remove_file(metadata(dir))),
         }
     }
 
@@ -144,6 +148,8 @@ mod replay {
         let wire = Arc::new(Wire::default());
         wire.change(|s| s.capacity = 4);
         connect(&mut ours, &mut theirs, &wire);
+        let point = theirs.disk.device.medium().unwrap().history.points().0;
+        assert!(point.is_some(), "a full copy: {what}");
         let block = ours.disk.block();
         let mut pair = Pair { primary: ours, standby: theirs, wire, block, dir: dir() };
         pair.finish_copy();
@@ -205,6 +211,7 @@ mod replay {
             }
             let other = if standby_fails { &a } else { &b };
             let kept = read(other);
+            let changed = fs::metadata(other.path().join("disk.img")).unwrap().modified().unwrap();
             let sent = ops.iter().rposition(|op| matches!(op, Op::Sent)).unwrap_or(ops.len());
             for until in sent..=ops.len() {
                 for pass in 0..4_u64 {
@@ -214,10 +221,11 @@ mod replay {
                         1 => true,
                         _ => flips.below(2) == 0,
                     };
-                    let (a_host, b_host) = (dir(), dir());
                     put(failing, lose_power(&ops[..until], image.clone(), meta.clone(), &mut keeps));
                     put(other, kept.clone());
-                    drop((a_host, b_host));
+                    // It was closed in order, and is as it was.
+                    let image = fs::OpenOptions::new().write(true).open(other.path().join("disk.img"));
+                    image.unwrap().set_modified(changed).unwrap();
                     resync(
                         other,
                         failing,

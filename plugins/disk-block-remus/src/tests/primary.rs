@@ -185,6 +185,44 @@ fn a_flush_in_a_pause_that_never_seals_is_made_good_all_the_same() {
 }
 
 #[test]
+fn with_durable_memory_a_flush_waits_for_nothing_while_epochs_commit() {
+    let mut pair = Pair::copying(&pattern(MIB, 1), 64 * MIB);
+    pair.wire.cut();
+    let Pair { primary, standby, block, dir, .. } = pair;
+    drop((primary, standby, block));
+    let mut primary = Half::open(dir.path(), Side::Primary, PRIMARY, 64 * MIB).unwrap();
+    primary.disk.durable = crate::config::Durable::Memory;
+    // So that no point is due, which would be on stable storage.
+    primary.disk.interval = LIMIT;
+    let standby = Half::open(dir.path(), Side::Standby, STANDBY, 64 * MIB).unwrap();
+    let wire = Arc::new(Wire::default());
+    wire.change(|s| s.capacity = 4);
+    let block = primary.disk.block();
+    pair = Pair { primary, standby, wire, block, dir };
+    let (tx, rx) = (Box::new(End(pair.wire.clone())), Box::new(End(pair.wire.clone())));
+    pair.primary.disk.replicate(tx, None).unwrap();
+    pair.standby.disk.receive(rx, Box::new(Back(pair.wire.clone()))).unwrap();
+    pair.finish_copy();
+    let image = Arc::clone(&pair.primary.disk.device.medium().unwrap().image);
+    pair.block.write(0, b"data", false).unwrap();
+    pair.block.flush().unwrap();
+    assert!(image.is_synced(), "the guest is not protected yet");
+    pair.epoch(1);
+    pair.block.write(0, b"more", true).unwrap();
+    pair.block.flush().unwrap();
+    pair.epoch(2);
+    assert!(!image.is_synced());
+    pair.primary.disk.disengage(Disengage::Owner).unwrap();
+    let start = Instant::now();
+    while !image.is_synced() {
+        assert!(start.elapsed() < LIMIT, "what is owed is made good once the guest is alone");
+        thread::yield_now();
+    }
+    pair.block.write(0, b"alone", true).unwrap();
+    assert!(image.is_synced());
+}
+
+#[test]
 fn fua_reaches_stable_storage() {
     let pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
     let image = &pair.primary.disk.device.medium().unwrap().image;
