@@ -13,6 +13,7 @@ use crate::outbox::{Origin, Outbox};
 use crate::talk::Plan;
 use crate::wire::Change;
 use aventine_api::{Host, Metric};
+use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ pub(crate) fn copy(
     let (size, ranges) = match plan {
         Plan::Full(why) => {
             tracing::info!(image = %image.path().display(), bytes = image.size(), why, "a full copy");
-            (image.size(), Vec::from_iter([0..image.size()]))
+            (image.size(), iter::once(0..image.size()).collect())
         }
         Plan::Changed(theirs) => {
             // Changed later: in the queue.

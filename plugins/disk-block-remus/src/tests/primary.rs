@@ -191,7 +191,7 @@ fn with_durable_memory_a_flush_waits_for_nothing_while_epochs_commit() {
     let Pair { primary, standby, block, dir, .. } = pair;
     drop((primary, standby, block));
     let mut primary = Half::open(dir.path(), Side::Primary, PRIMARY, 64 * MIB).unwrap();
-    primary.disk.durable = crate::config::Durable::Memory;
+    primary.disk.durable = Durable::Memory;
     // So that no point is due, which would be on stable storage.
     primary.disk.interval = LIMIT;
     let standby = Half::open(dir.path(), Side::Standby, STANDBY, 64 * MIB).unwrap();
