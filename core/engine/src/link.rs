@@ -6,7 +6,7 @@ use crate::parts::{During, Parts, PluginFailure, Report};
 use crate::primary::Event;
 use crate::recording::Recording;
 use crate::silence::Heard;
-use crate::wire::{ControlTx, FrameRx, FrameTx, RecordChannelTx, WireError};
+use crate::wire::{ControlTx, FrameRx, FrameTx, RecordChannelRx, RecordChannelTx, WireError};
 use aventine_api::{ChannelRx, Epoch, ErrorCode, Link, LinkAbort, PluginError, SessionId, Transport};
 use aventine_config::Config;
 use aventine_protocol::{Base, Hello, Message};
@@ -73,11 +73,14 @@ impl PrimaryLink {
     }
 }
 
+/// A disk's channel, with the way back where somebody answers.
+pub(crate) type DiskChannel = (RecordChannelTx, Option<RecordChannelRx>);
+
 /// A link that both sides have agreed on.
 pub(crate) struct Connected {
     pub(crate) primary: PrimaryLink,
     pub(crate) pages: FrameTx,
-    pub(crate) disks: Vec<RecordChannelTx>,
+    pub(crate) disks: Vec<DiskChannel>,
     pub(crate) networks: Vec<RecordChannelTx>,
     /// Whether the standby has the memory of the base that it was offered.
     pub(crate) has_base: bool,
@@ -216,8 +219,9 @@ pub(crate) fn agree(
     let bulk = Arc::new(AtomicU64::new(0));
     let pages = FrameTx::new(tx, Arc::clone(&bulk));
     let mut open = |name: String, route: Option<String>, doing, sent: &Arc<AtomicU64>| {
-        let (tx, _) = link.open(&name, route.as_deref(), STEP).during(transport_id, doing)?;
-        Ok(RecordChannelTx(FrameTx::new(tx, Arc::clone(sent))))
+        let (tx, rx) = link.open(&name, route.as_deref(), STEP).during(transport_id, doing)?;
+        let back = (!records).then(|| RecordChannelRx(FrameRx::new(rx)));
+        Ok((RecordChannelTx(FrameTx::new(tx, Arc::clone(sent))), back))
     };
     let disks = parts
         .disks
@@ -227,7 +231,7 @@ pub(crate) fn agree(
     let networks = parts
         .networks
         .iter()
-        .map(|(id, _)| open(format!("net:{id}"), None, "opening a network's channel", &sent));
+        .map(|(id, _)| Ok(open(format!("net:{id}"), None, "opening a network's channel", &sent)?.0));
     let networks = networks.collect::<Result<_, PluginFailure>>()?;
     info!(%session, peer = link.peer(), "the standby has accepted");
     let (abort, peer) = (link.aborter(), link.peer());

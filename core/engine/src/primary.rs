@@ -33,6 +33,7 @@ use crate::wire::FrameTx;
 use crate::{End, EngineError, sender};
 use aventine_api::{
     Codec, Epoch, EpochPolicy, EpochStats, Guest, LONGEST_EPOCH, Link, OpenEpoch, PageBitmap, PluginError,
+    RecordRx,
 };
 use aventine_config::Config;
 use aventine_protocol::{Base, Message, Primary, PrimaryEvent, PrimaryState};
@@ -78,8 +79,9 @@ pub(crate) enum Left {
 
 /// Gives each disk and each network its channel.
 fn replicate(parts: &mut Parts, link: &mut Connected) -> Result<(), PluginFailure> {
-    for ((id, disk), tx) in parts.disks.iter_mut().zip(link.disks.drain(..)) {
-        disk.replicate(Box::new(tx)).during(id, "starting to replicate")?;
+    for ((id, disk), (tx, back)) in parts.disks.iter_mut().zip(link.disks.drain(..)) {
+        let back = back.map(|rx| Box::new(rx) as Box<dyn RecordRx>);
+        disk.replicate(Box::new(tx), back).during(id, "starting to replicate")?;
     }
     for ((id, network), tx) in parts.networks.iter_mut().zip(link.networks.drain(..)) {
         network.replicate(Box::new(tx)).during(id, "starting to replicate")?;

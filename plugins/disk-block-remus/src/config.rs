@@ -25,6 +25,23 @@ pub(crate) struct Keys {
     /// Memory for writes on their way, the same on both hosts; 256MiB if not set.
     #[schemars(with = "Option<aventine_api::SizeText>")]
     buffer: Option<String>,
+    /// Where a guest's flush is made good before its epoch can commit; `flush` if not set.
+    #[serde(default)]
+    durable: Durable,
+    /// Starts the guest from this image though it is outdated, once: the name is in the error that says so.
+    accept_outdated: Option<String>,
+}
+
+/// Where a guest's flush is made good before its epoch can commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(crate = "aventine_api::schemars")]
+pub(crate) enum Durable {
+    /// On stable storage of this side: survives the loss of both hosts.
+    #[default]
+    Flush,
+    /// In the memory of both sides, while the guest is protected: faster, and lost with both hosts.
+    Memory,
 }
 
 /// The checked configuration.
@@ -36,6 +53,9 @@ pub(crate) struct Settings {
     pub(crate) route: Option<String>,
     /// Bytes that writes on their way may take in memory, on each side.
     pub(crate) buffer: usize,
+    pub(crate) durable: Durable,
+    /// The name of the state of metadata that the guest is started from though it is outdated.
+    pub(crate) accept_outdated: Option<String>,
 }
 
 /// Reads the plugin's configuration text.
@@ -62,7 +82,18 @@ pub(crate) fn parse(text: &str) -> Result<Settings, ConfigError> {
             return Err(ConfigError::bad_value(&[], "the disk has neither `image` nor `spec`", Some(help)));
         }
     };
-    Ok(Settings { image, route, buffer: buffer as usize })
+    let accept_outdated = keys.accept_outdated;
+    if accept_outdated.as_ref().is_some_and(|id| id.len() != 32 || !id.bytes().all(|b| b.is_ascii_hexdigit()))
+    {
+        let help =
+            "the name is in the error of a guest that is not started from an outdated image; 32 digits";
+        return Err(ConfigError::bad_value(
+            &["accept_outdated"],
+            "`accept_outdated` does not name a state of an image",
+            Some(help),
+        ));
+    }
+    Ok(Settings { image, route, buffer: buffer as usize, durable: keys.durable, accept_outdated })
 }
 
 /// `remus:HOST:PORT|aio:PATH`, perhaps behind the `tap:` or `tap2:` of a Xen configuration.
@@ -125,10 +156,15 @@ mod tests {
         (error.path.join("."), error.to_string())
     }
 
+    fn settings_of(image: &str, route: Option<&str>, buffer: usize) -> Settings {
+        let (image, route) = (image.into(), route.map(str::to_owned));
+        Settings { image, route, buffer, durable: Durable::Flush, accept_outdated: None }
+    }
+
     #[test]
     fn both_forms_are_understood() {
         let settings = parse("image = \"disks/web.img\"").unwrap();
-        let expected = Settings { image: "disks/web.img".into(), route: None, buffer: 256 << 20 };
+        let expected = settings_of("disks/web.img", None, 256 << 20);
         assert_eq!(settings, expected);
         for (spec, route, image) in [
             ("remus:backup:9000|aio:/dev/foo", "backup:9000", "/dev/foo"),
@@ -137,7 +173,7 @@ mod tests {
             ("remus:[2001:db8::1]:65535|aio:/x", "[2001:db8::1]:65535", "/x"),
         ] {
             let settings = parse(&format!("spec = \"{spec}\"\nbuffer = \"64MiB\"")).unwrap();
-            let expected = Settings { image: image.into(), route: Some(route.to_owned()), buffer: 64 << 20 };
+            let expected = settings_of(image, Some(route), 64 << 20);
             assert_eq!(settings, expected);
         }
     }
@@ -169,6 +205,17 @@ mod tests {
         assert_eq!(problem("image = ''").0, "image");
         for size in ["lots", "15MiB", "-1MiB", "64MB", "1025GiB", "99999999999999999999", "99999999999GiB"] {
             assert_eq!(problem(&format!("image = 'a'\nbuffer = '{size}'")).0, "buffer", "{size}");
+        }
+        let id = "0123456789abcdef0123456789abcdef";
+        let settings = parse(&format!("image = 'a'\ndurable = 'memory'\naccept_outdated = '{id}'")).unwrap();
+        assert_eq!((settings.durable, settings.accept_outdated.as_deref()), (Durable::Memory, Some(id)));
+        assert!(problem("image = 'a'\ndurable = 'never'").1.contains("flush"));
+        for id in ["", "yes", &id[1..], &id.replace('0', "g")] {
+            assert_eq!(
+                problem(&format!("image = 'a'\naccept_outdated = '{id}'")).0,
+                "accept_outdated",
+                "{id}"
+            );
         }
         let unknown = parse("image = 'a'\nimages = 'b'").unwrap_err();
         assert!(matches!(unknown.problem, ConfigProblem::UnknownKey { .. }));

@@ -1,45 +1,97 @@
-//! The initial copy: the image as it is, while the guest goes on writing.
+//! The initial copy: the image as it is, or the blocks of it that the two sides may differ in, while the guest goes on
+//! writing.
 //!
 //! Piece by piece: the lock of the piece's range, what the image holds there, into the queue, unlock. A write to a
 //! piece that was copied before follows the copy in the queue; one to a later piece precedes the copy, which then
 //! reads it as well. So the standby, which carries out both in the queue's order, ends with the same image, and
 //! whatever it had before is overwritten: holes are sent as zeroes.
 
-use crate::device::Device;
+use crate::blocks::BLOCK;
+use crate::device::{Device, Medium};
 use crate::outbox::{Origin, Outbox};
+use crate::talk::Plan;
 use crate::wire::Change;
+use aventine_api::{Host, Metric};
 use aventine_disk_common::image::{Image, ImageError, ZEROES};
+use std::iter;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A guest's write waits at most for the reading of so much.
 const PIECE: usize = 256 << 10;
 
-/// Copies the whole image. Ends early where replication does.
-pub(crate) fn copy(device: &Device, image: &Image, outbox: &Outbox) {
-    let mut copier = Copier { device, image, outbox, at: 0, covers: 0 };
-    match copier.copy() {
-        Ok(true) => outbox.push_copied(copier.covers),
-        Ok(false) => {}
-        Err(error) => outbox.fail(error.into()),
+/// Figures of a copy, as the status shows them.
+pub(crate) struct Figures {
+    /// Bytes of the image that are to be read for the standby.
+    total: Arc<dyn Metric>,
+    done: Arc<dyn Metric>,
+}
+
+impl Figures {
+    pub(crate) fn of(host: &dyn Host) -> Figures {
+        let help = "bytes of the image that the newest copy or resync has to send";
+        let total = host.metric("resync_total_bytes", help);
+        let done = host.metric("resynced_bytes", "bytes of the image that it has sent");
+        Figures { total, done }
     }
+}
+
+/// Copies what the plan says. Ends early where replication does.
+pub(crate) fn copy(
+    device: &Device,
+    Medium { image, history }: &Medium,
+    outbox: &Outbox,
+    plan: Plan,
+    figures: &Figures,
+) {
+    let (size, ranges) = match plan {
+        Plan::Full(why) => {
+            tracing::info!(image = %image.path().display(), bytes = image.size(), why, "a full copy");
+            (image.size(), iter::once(0..image.size()).collect())
+        }
+        Plan::Changed(theirs) => {
+            // Changed later: in the queue.
+            theirs.or(&history.changed());
+            let bytes = |blocks: Range<u64>| blocks.start * BLOCK..(blocks.end * BLOCK).min(image.size());
+            let ranges: Vec<_> = theirs.ranges().into_iter().map(bytes).filter(|r| !r.is_empty()).collect();
+            let size = ranges.iter().map(|r| r.end - r.start).sum();
+            tracing::info!(image = %image.path().display(), bytes = size, "a resync: only changed blocks");
+            (size, ranges)
+        }
+    };
+    figures.done.set(0);
+    figures.total.set(size);
+    let mut copier =
+        Copier { device, image, outbox, done: &*figures.done, at: 0, covers: image.size() - size };
+    for range in ranges {
+        match copier.copy(range) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return outbox.fail(error.into()),
+        }
+    }
+    outbox.push_copied(copier.covers);
 }
 
 struct Copier<'a> {
     device: &'a Device,
     image: &'a Image,
     outbox: &'a Outbox,
+    done: &'a dyn Metric,
     at: u64,
-    /// Length of the last piece. It counts as copied with the piece after it, the last of all with the end of the
-    /// copy: whoever sees the copy complete can seal an epoch.
+    /// Length of the last piece, at first of what need not be copied. It counts as copied with the piece after it, the last
+    /// of all with the end of the copy: whoever sees the copy complete can seal an epoch.
     covers: u64,
 }
 
 impl Copier<'_> {
-    /// `false`: replication has ended.
-    fn copy(&mut self) -> Result<bool, ImageError> {
-        let mut buffer = vec![0; PIECE];
-        while self.at < self.image.size() {
-            let data = self.image.next_data(self.at)?;
-            let hole = self.image.next_hole(data)?;
+    /// Copies a range. `false`: replication has ended.
+    fn copy(&mut self, range: Range<u64>) -> Result<bool, ImageError> {
+        let mut buffer = vec![0; PIECE.min((range.end - range.start) as usize)];
+        self.at = range.start;
+        while self.at < range.end {
+            let data = self.image.next_data(self.at)?.min(range.end);
+            let hole = self.image.next_hole(data)?.min(range.end);
             if data > self.at && !self.piece(data, &mut [])? {
                 return Ok(false);
             }
@@ -76,6 +128,7 @@ impl Copier<'_> {
         };
         self.outbox.push(vec![change], cost, self.covers);
         self.covers = end - at;
+        self.done.add(end - at);
         self.at = end;
         Ok(true)
     }

@@ -1,5 +1,6 @@
 //! The block device that the guest uses.
 
+use crate::history::History;
 use crate::outbox::{Origin, Outbox};
 use crate::ranges::Ranges;
 use crate::wire::{Change, MAX_CHANGE};
@@ -51,10 +52,17 @@ impl From<AccessError> for PluginError {
 )]
 struct LocalChange(#[source] ImageError);
 
+/// An image and its history.
+#[derive(Clone)]
+pub(crate) struct Medium {
+    pub(crate) image: Arc<Image>,
+    pub(crate) history: Arc<History>,
+}
+
 /// The device of a disk.
 pub(crate) struct Device {
     access: Mutex<Access>,
-    image: OnceLock<Arc<Image>>,
+    medium: OnceLock<Medium>,
     /// Of the newest session.
     outbox: RwLock<Option<Arc<Outbox>>>,
     /// Held by whoever changes the image or copies it.
@@ -63,10 +71,10 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(access: Access, image: Option<Image>) -> Device {
+    pub(crate) fn new(access: Access, medium: Option<Medium>) -> Device {
         Device {
             access: Mutex::new(access),
-            image: image.map(|i| Arc::new(i).into()).unwrap_or_default(),
+            medium: medium.map(OnceLock::from).unwrap_or_default(),
             outbox: RwLock::default(),
             ranges: Ranges::default(),
             written: AtomicU64::new(0),
@@ -74,13 +82,13 @@ impl Device {
     }
 
     /// `None`: this standby has no image yet.
-    pub(crate) fn image(&self) -> Option<&Arc<Image>> {
-        self.image.get()
+    pub(crate) fn medium(&self) -> Option<&Medium> {
+        self.medium.get()
     }
 
     /// Gives a standby the image that it made; `false`: it has one.
-    pub(crate) fn set_image(&self, image: Image) -> bool {
-        self.image.set(Arc::new(image)).is_ok()
+    pub(crate) fn set_medium(&self, medium: Medium) -> bool {
+        self.medium.set(medium).is_ok()
     }
 
     pub(crate) fn outbox(&self) -> Option<Arc<Outbox>> {
@@ -118,10 +126,10 @@ impl Device {
         }
     }
 
-    fn within(&self, offset: u64, len: u64) -> Result<&Arc<Image>, AccessError> {
-        let image = self.image.get().ok_or(AccessError::NoImage)?;
+    fn within(&self, offset: u64, len: u64) -> Result<&Medium, AccessError> {
+        let medium = self.medium.get().ok_or(AccessError::NoImage)?;
         match offset.checked_add(len) {
-            Some(end) if end <= image.size() => Ok(image),
+            Some(end) if end <= medium.image.size() => Ok(medium),
             _ => Err(AccessError::Range { offset, len }),
         }
     }
@@ -136,7 +144,7 @@ impl Device {
         changes: impl FnOnce() -> Vec<Change>,
         local: impl FnOnce(&Image, bool) -> Result<(), ImageError>,
     ) -> Result<(), PluginError> {
-        let image = self.within(offset, len)?;
+        let Medium { image, history } = self.within(offset, len)?;
         self.writable()?;
         if len == 0 {
             return Ok(());
@@ -150,6 +158,12 @@ impl Device {
         // Asked again: the guest may have been lost to the other side while this waited.
         self.writable()?;
         let sync = fua && !replicated.is_some_and(|o| o.takes_over_flush());
+        if let Err(error) = history.touch(offset, len) {
+            if let Some(outbox) = replicated {
+                outbox.push(Vec::new(), cost, 0);
+            }
+            return Err(error.into());
+        }
         if let Err(error) = local(image, sync) {
             if let Some(outbox) = replicated {
                 let code = PluginError::from(error.clone()).code();
@@ -158,7 +172,7 @@ impl Device {
             return Err(error.into());
         }
         if let Some(outbox) = replicated {
-            outbox.push(changes(), cost, 0);
+            outbox.push_guest(changes(), cost, (offset, len));
         }
         self.written.fetch_add(data as u64, Ordering::Relaxed);
         Ok(())
@@ -175,11 +189,11 @@ impl Device {
 
 impl BlockDevice for Device {
     fn size(&self) -> u64 {
-        self.image.get().map_or(0, |i| i.size())
+        self.medium.get().map_or(0, |m| m.image.size())
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), PluginError> {
-        let image = self.within(offset, buf.len() as u64)?;
+        let Medium { image, .. } = self.within(offset, buf.len() as u64)?;
         if self.access() == Access::None {
             return Err(AccessError::NotOwner.into());
         }
@@ -203,7 +217,7 @@ impl BlockDevice for Device {
     }
 
     fn flush(&self) -> Result<(), PluginError> {
-        let image = self.within(0, 0)?;
+        let Medium { image, .. } = self.within(0, 0)?;
         if self.access() == Access::None {
             return Err(AccessError::NotOwner.into());
         }

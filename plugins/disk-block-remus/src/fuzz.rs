@@ -1,10 +1,12 @@
 //! Fuzz targets; see `tests/fuzz`.
 
+use crate::device::Medium;
+use crate::history::History;
+use crate::meta::{Found, Place};
 use crate::standby::Staging;
-use crate::wire::{Arrived, Summary, Tally, changes, kind, parse_description};
+use crate::wire::{Arrived, Description, Tally, changes, kind, parse_answer, parse_barrier};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
 use aventine_disk_common::image::Image;
-use aventine_disk_common::marker::{Mark, Marker};
 use std::cell::LazyCell;
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,14 +17,15 @@ const SIZE: usize = 16 << 10;
 const LIMIT: usize = 64 << 20;
 
 thread_local! {
-    /// An image with the name of its note, used by one run after the other.
-    static DISK: LazyCell<(TempDir, Arc<Image>, Marker)> = LazyCell::new(|| {
-        // In memory where that is there: the note is synced.
+    /// An image with its history, used by one run after the other.
+    static DISK: LazyCell<(TempDir, Medium, Place)> = LazyCell::new(|| {
+        // In memory where that is there: metadata are synced.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
         let path = dir.path().join("web.img");
         let image = Image::create(&path, SIZE as u64).expect("an image");
-        let marker = Marker::of(&path, dir.path());
-        (dir, Arc::new(image), marker)
+        let place = Place::of(&path, dir.path());
+        let history = History::of_standby(place.clone(), &image, true).expect("no history");
+        (dir, Medium { image: Arc::new(image), history: Arc::new(history) }, place)
     });
 }
 
@@ -92,11 +95,12 @@ impl RecordRx for Script<'_> {
 pub fn follow(data: &[u8]) {
     let Some((&commits, rest)) = data.split_first() else { return };
     DISK.with(|disk| {
-        let (_, image, marker) = &**disk;
+        let (_, medium, _) = &**disk;
+        let image = &medium.image;
         image.write(0, &[0x5a; SIZE], false).expect("the image can be written");
         let notes = Arc::new(Notes::default());
         let host: Arc<dyn Host> = notes.clone();
-        let staging = Staging::new(Arc::clone(image), LIMIT, host, marker.clone());
+        let staging = Staging::new(medium.clone(), LIMIT, host);
         staging.run(&mut Script { rest, epoch: 0, tally: Tally::default() });
 
         let staged = notes.staged.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -139,7 +143,7 @@ fn expected(rest: &[u8], committed: Epoch) -> Vec<u8> {
             }
             kind::COPIED if open == Epoch::COPY && !copied => copied = true,
             kind::BARRIER if copied && epoch == open.max(Epoch::FIRST) => {
-                if Summary::parse(&payload) != Ok(tally.finish()) {
+                if parse_barrier(&payload).map(|(sum, _)| sum) != Ok(tally.finish()) {
                     break;
                 }
                 open = epoch.next();
@@ -161,23 +165,30 @@ fn carry_out(payload: &[u8], image: &mut [u8]) {
     }
 }
 
-/// A description, and a note beside an image: anything but the one right text means the worse.
+/// A description, a record of the way back, and metadata: whatever is understood is kept as it is.
 pub fn note(data: &[u8]) {
-    if let Ok(size) = parse_description(data) {
-        assert_eq!(crate::wire::describe(size)[..], *data);
+    if let Ok(told) = Description::parse(data) {
+        assert_eq!(Description::parse(&told.encode()), Ok(told));
+    }
+    if let Some((&kind, payload)) = data.split_first() {
+        let _ = parse_answer(kind, payload);
     }
     DISK.with(|disk| {
-        let (_, _, marker) = &**disk;
-        fs::write(marker.path(), data).expect("the note can be written");
-        let mark = if data == b"following\n" { Mark::Following } else { Mark::Copying };
-        assert_eq!(marker.read().expect("the note can be read"), Some(mark));
+        let (_, _, place) = &**disk;
+        fs::write(place.path(), data).expect("metadata can be written");
+        let Found::Meta(meta) = place.read().expect("metadata can be read") else { return };
+        let words = meta.changed.iter().flat_map(|blocks| blocks.words()).count() as u64;
+        assert!(words * 8 <= data.len() as u64, "memory for blocks that are not there");
     });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Change, describe};
+    use crate::blocks::{BLOCK, Blocks, REGION};
+    use crate::meta::{Head, Id, Role};
+    use crate::wire::Change;
+    use aventine_disk_common::image::Stamp;
     use aventine_fuzz::replay;
 
     fn record(kind: u8, step: u8, payload: &[u8]) -> Vec<u8> {
@@ -215,11 +226,29 @@ mod tests {
     }
 
     #[test]
-    fn a_note_that_is_not_understood_is_the_worse_one() {
+    fn records_and_metadata_of_any_bytes_are_taken() {
+        let told =
+            Description { size: 1 << 30, block: BLOCK, asks: true, point: Id([1; 16]), previous: Id::NONE };
+        let (blocks, regions) = (Blocks::of(SIZE as u64, BLOCK), Blocks::of(SIZE as u64, REGION));
+        blocks.insert(0..1);
+        let head = Head {
+            role: Role::Following,
+            stamp: Stamp::default(),
+            closed: false,
+            size: SIZE as u64,
+            id: Id([2; 16]),
+            point: Id([3; 16]),
+            previous: Id::NONE,
+        };
+        let metadata = DISK.with(|disk| {
+            let (_, _, place) = &**disk;
+            place.replace(&head, &blocks, &regions).unwrap();
+            fs::read(place.path()).unwrap()
+        });
         let seeds = [
-            ("following", b"following\n".to_vec()),
-            ("copying", b"copying\n".to_vec()),
-            ("description", describe(1 << 30).to_vec()),
+            ("description", told.encode()),
+            ("metadata", metadata),
+            ("blocks", [&[kind::BLOCKS][..], &[0; 16]].concat()),
         ];
         replay("note", &seeds, note);
     }

@@ -11,25 +11,38 @@
 //!   order (`standby`).
 //! - An epoch is staged only if every change of it arrived: a barrier counts and checks them (`wire`).
 //! - A guest's flush is on stable storage of this side before the world can see what the guest says next (`outbox`).
-//! - An image that may be between two epochs is not started from (`marker`); one that is open is locked (`image`).
+//! - Both sides note which blocks they change, and name the moments at which their images were the same (`history`); where
+//!   they have one in common, a new session copies noted blocks only (`points`, `copy`).
+//! - An image that may be old, or between two epochs, is not started from (`history`); one that is open is locked (`image`).
+//! - Metadata beside the image survive a power loss at any step (`meta`).
 //! - When replication ends, the guest's reads and writes go on, unless the other side owns the guest (`device`).
 //!
 //! Keys: `image = "PATH"`, or `spec = "remus:HOST:PORT|aio:PATH"` for a channel with an address of its own; and
 //! `buffer = "256MiB"`, the memory for writes on their way, at least 16 MiB and the same on both hosts. A primary's
 //! image must exist; its size is the disk's. A standby creates a missing one and overwrites an existing one of the
 //! same size. At a quarter of `buffer` the guest's writes wait and the epoch is asked to end; at half the standby
-//! stops reading until an epoch is applied; an epoch that alone needs more is an error.
+//! stops reading until an epoch is applied; an epoch that alone needs more is an error. `durable = "flush"`, or `"memory"`:
+//! whether a guest's flush waits for this side's stable storage, or for the standby's memory alone while the guest is
+//! protected. `accept_outdated = "NAME"` starts the guest once from an image that is refused as outdated; the error has the
+//! name.
+//!
+//! Metrics: `resync_total_bytes` and `resynced_bytes`, what the newest copy has to send and has sent.
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod config;
 mod copy;
 mod device;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod history;
+mod meta;
 mod outbox;
+mod points;
 mod ranges;
 mod standby;
+mod talk;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -39,16 +52,21 @@ use aventine_api::{
     PluginEntry, PluginError, RecordHead, RecordRx, RecordTx, Side, schema,
 };
 use aventine_disk_common::image::{Image, OpenError};
-use aventine_disk_common::marker::{Mark, Marker};
-use config::Settings;
-use device::{Access, Device};
+use config::{Durable, Settings};
+use copy::Figures;
+use device::{Access, Device, Medium};
+use history::{History, HistoryError};
+use meta::Place;
 use outbox::Outbox;
+use points::{Answers, INTERVAL};
 use standby::Staging;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use wire::RecordError;
+use std::time::Duration;
+use talk::Plan;
+use wire::{Description, RecordError};
 
 /// Sealed epochs take no memory here, and the standby bounds its own.
 const DEPTH: u32 = 16;
@@ -71,16 +89,6 @@ aventine_api::inventory::submit! {
 /// Why a disk could not be set up.
 #[derive(Debug, thiserror::Error)]
 enum SetUpError {
-    #[error("Image {} holds part of a copy that a standby was receiving. Use the other host's image; or run this \
-        host as the standby, which copies it again", image.display())]
-    Copying { image: PathBuf },
-    #[error("Image {} was kept for a primary elsewhere and never taken over: it may be old, and between two epochs. \
-        Use the primary's own image; if that is lost, check this one and delete {}", image.display(), note.display())]
-    Following { image: PathBuf, note: PathBuf },
-    #[error("Note {} could not be read", path.display())]
-    ReadNote { path: PathBuf, source: io::Error },
-    #[error("Note {} could not be written", path.display())]
-    WriteNote { path: PathBuf, source: io::Error },
     #[error("Image {} has {ours} bytes here, but the primary's has {theirs}. Move it away, and it is made anew; or \
         give it the same size", image.display())]
     Size { image: PathBuf, ours: u64, theirs: u64 },
@@ -103,14 +111,23 @@ enum SetUpError {
 impl From<SetUpError> for PluginError {
     fn from(error: SetUpError) -> PluginError {
         let code = match error {
-            SetUpError::ReadNote { .. } | SetUpError::WriteNote { .. } | SetUpError::Thread(_) => {
-                ErrorCode::Io
-            }
+            SetUpError::Thread(_) => ErrorCode::Io,
             SetUpError::Description(_) => ErrorCode::Corrupt,
-            SetUpError::Copying { .. } | SetUpError::Following { .. } | SetUpError::Size { .. } => {
-                ErrorCode::Refused
-            }
+            SetUpError::Size { .. } => ErrorCode::Refused,
             _ => ErrorCode::Internal,
+        };
+        PluginError::new(code, error)
+    }
+}
+
+impl From<HistoryError> for PluginError {
+    fn from(error: HistoryError) -> PluginError {
+        let code = match error {
+            HistoryError::Read { .. } | HistoryError::Write { .. } | HistoryError::Random(_) => ErrorCode::Io,
+            HistoryError::Damaged { .. }
+            | HistoryError::Copying { .. }
+            | HistoryError::Following { .. }
+            | HistoryError::Outdated { .. } => ErrorCode::Refused,
         };
         PluginError::new(code, error)
     }
@@ -120,9 +137,13 @@ impl From<SetUpError> for PluginError {
 struct BlockRemus {
     id: String,
     path: PathBuf,
-    marker: Marker,
+    place: Place,
     route: Option<String>,
     buffer: usize,
+    durable: Durable,
+    /// How long a point serves before the next one is due.
+    interval: Duration,
+    figures: Arc<Figures>,
     host: Arc<dyn Host>,
     device: Arc<Device>,
     /// Standby, once it receives.
@@ -134,23 +155,20 @@ struct BlockRemus {
 impl BlockRemus {
     fn new(settings: Settings, context: Context) -> Result<BlockRemus, PluginError> {
         let path = context.config_dir.join(settings.image);
-        let marker = Marker::of(&path, &context.config_dir);
+        let place = Place::of(&path, &context.config_dir);
+        let medium = |(image, history)| Medium { image: Arc::new(image), history: Arc::new(history) };
         let device = match context.side {
             Side::Primary => {
                 let image = Image::open(&path)?;
-                let failed = |source| SetUpError::ReadNote { path: marker.path().to_owned(), source };
-                match marker.read().map_err(failed)? {
-                    None => Device::new(Access::ReadWrite, Some(image)),
-                    Some(Mark::Copying) => return Err(SetUpError::Copying { image: path }.into()),
-                    Some(Mark::Following) => {
-                        return Err(
-                            SetUpError::Following { image: path, note: marker.path().to_owned() }.into()
-                        );
-                    }
-                }
+                let accept = settings.accept_outdated.as_deref();
+                let history = History::of_primary(place.clone(), &image, accept)?;
+                Device::new(Access::ReadWrite, Some(medium((image, history))))
             }
             Side::Standby => match Image::open(&path) {
-                Ok(image) => Device::new(Access::ReadOnly, Some(image)),
+                Ok(image) => {
+                    let history = History::of_standby(place.clone(), &image, false)?;
+                    Device::new(Access::ReadOnly, Some(medium((image, history))))
+                }
                 Err(OpenError::Missing { .. }) => Device::new(Access::ReadOnly, None),
                 Err(e) => return Err(e.into()),
             },
@@ -158,9 +176,12 @@ impl BlockRemus {
         Ok(BlockRemus {
             id: context.id,
             path,
-            marker,
+            place,
             route: settings.route,
             buffer: settings.buffer,
+            durable: settings.durable,
+            interval: INTERVAL,
+            figures: Arc::new(Figures::of(&*context.host)),
             host: context.host,
             device: Arc::new(device),
             staging: None,
@@ -177,17 +198,18 @@ impl BlockRemus {
     }
 
     /// The standby's image, of the primary's size.
-    fn image_of(&self, size: u64) -> Result<&Arc<Image>, PluginError> {
-        if self.device.image().is_none() {
-            self.device.set_image(Image::create(&self.path, size)?);
+    fn medium_of(&self, size: u64) -> Result<&Medium, PluginError> {
+        if self.device.medium().is_none() {
+            let image = Image::create(&self.path, size)?;
+            let history = History::of_standby(self.place.clone(), &image, true)?;
+            self.device.set_medium(Medium { image: Arc::new(image), history: Arc::new(history) });
         }
-        let image = self.device.image().ok_or(SetUpError::NoChannel)?;
-        if image.size() != size {
-            return Err(
-                SetUpError::Size { image: self.path.clone(), ours: image.size(), theirs: size }.into()
-            );
+        let medium = self.device.medium().ok_or(SetUpError::NoChannel)?;
+        let ours = medium.image.size();
+        if ours != size {
+            return Err(SetUpError::Size { image: self.path.clone(), ours, theirs: size }.into());
         }
-        Ok(image)
+        Ok(medium)
     }
 }
 
@@ -204,20 +226,42 @@ impl Disk for BlockRemus {
         Arc::clone(&self.device) as Arc<dyn BlockDevice>
     }
 
-    fn replicate(&mut self, tx: Box<dyn RecordTx>) -> Result<(), PluginError> {
-        let image = match (self.device.access(), self.device.image()) {
-            (Access::ReadWrite, Some(image)) => Arc::clone(image),
+    fn replicate(
+        &mut self,
+        tx: Box<dyn RecordTx>,
+        back: Option<Box<dyn RecordRx>>,
+    ) -> Result<(), PluginError> {
+        let medium = match (self.device.access(), self.device.medium()) {
+            (Access::ReadWrite, Some(medium)) => medium.clone(),
             _ => return Err(SetUpError::NotWritable.into()),
         };
-        let outbox = Arc::new(Outbox::new(Arc::clone(&image), self.buffer / 4, Arc::clone(&self.host)));
-        if !self.device.set_outbox(Arc::clone(&outbox)) {
+        if self.device.outbox().is_some_and(|o| !o.has_ended()) {
             return Err(SetUpError::Twice("replicated").into());
         }
+        let (asks, host) = (back.is_some(), Arc::clone(&self.host));
+        let outbox = Arc::new(Outbox::new(medium.clone(), self.buffer / 4, self.durable, asks, host));
+        self.device.set_outbox(Arc::clone(&outbox));
         let sending = Arc::clone(&outbox);
-        // Not kept: it may wait in the channel, and ends with it.
+        // Not kept, nor is the one that listens: it may wait in the channel, and ends with it.
         self.spawn("send", move || sending.run(tx))?;
-        let device = Arc::clone(&self.device);
-        let copying = self.spawn("copy", move || copy::copy(&device, &image, &outbox))?;
+        if let Some(mut rx) = back {
+            let (outbox, size) = (Arc::clone(&outbox), medium.image.size());
+            self.spawn("listen", move || {
+                if let Err(error) = outbox.talk.listen(&mut *rx, size) {
+                    outbox.fail(error);
+                }
+            })?;
+        }
+        let (device, figures) = (Arc::clone(&self.device), Arc::clone(&self.figures));
+        let interval = self.interval;
+        let copying = self.spawn("copy", move || {
+            let nobody = || Some(Plan::Full("nobody answers".to_owned()));
+            let Some(plan) = (if asks { outbox.talk.plan() } else { nobody() }) else { return };
+            // Before the first seal can come.
+            points::offer(&medium);
+            copy::copy(&device, &medium, &outbox, plan, &figures);
+            points::keep(&medium, &outbox, interval);
+        })?;
         self.threads.push(copying);
         Ok(())
     }
@@ -238,22 +282,33 @@ impl Disk for BlockRemus {
         Ok(outbox.seal(epoch)?)
     }
 
-    fn release(&mut self, _epoch: Epoch) -> Result<(), PluginError> {
+    fn release(&mut self, epoch: Epoch) -> Result<(), PluginError> {
         // What is sent is forgotten as it is sent: a lost epoch is never sent again.
+        if let Some(outbox) = self.device.outbox() {
+            outbox.release(epoch);
+        }
         Ok(())
     }
 
     fn disengage(&mut self, why: Disengage) -> Result<(), PluginError> {
-        if why == Disengage::NotOwner {
-            self.device.set_access(Access::None);
-        }
         if let Some(outbox) = self.device.outbox() {
             outbox.end(ErrorCode::Refused);
+        }
+        if why == Disengage::NotOwner && self.device.access() != Access::None {
+            self.device.set_access(Access::None);
+            // Beside the loop: this side's arbiter has told it, too, and a handover waits for this.
+            let id = self.id.clone();
+            if let Some(Medium { history, .. }) = self.device.medium().cloned() {
+                let noting = self.spawn("note", move || {
+                    told(&id, "the image is not noted as outdated", history.lose());
+                })?;
+                self.threads.push(noting);
+            }
         }
         Ok(())
     }
 
-    fn receive(&mut self, mut rx: Box<dyn RecordRx>) -> Result<(), PluginError> {
+    fn receive(&mut self, mut rx: Box<dyn RecordRx>, back: Box<dyn RecordTx>) -> Result<(), PluginError> {
         if self.device.access() != Access::ReadOnly {
             return Err(SetUpError::NotStandby.into());
         }
@@ -265,17 +320,29 @@ impl Disk for BlockRemus {
         if kind != wire::kind::DESCRIBE {
             return Err(SetUpError::Description(RecordError::Unexpected { kind, epoch }).into());
         }
-        let size = wire::parse_description(&payload).map_err(SetUpError::Description)?;
-        let image = Arc::clone(self.image_of(size)?);
-        let failed = |source| SetUpError::WriteNote { path: self.marker.path().to_owned(), source };
-        self.marker.write(Mark::Copying).map_err(failed)?;
-        let staging =
-            Staging::new(Arc::clone(&image), self.buffer, Arc::clone(&self.host), self.marker.clone());
+        let description = Description::parse(&payload).map_err(SetUpError::Description)?;
+        let medium = self.medium_of(description.size)?.clone();
+        let answers = Arc::new(Answers::default());
+        let full = points::begin(&description, &medium.history, &answers)?;
+        if let Some(why) = full {
+            tracing::info!(disk = self.id, why, "the whole image is copied");
+        }
+        let staging = Staging::new(medium.clone(), self.buffer, Arc::clone(&self.host));
         let staging = Arc::clone(self.staging.insert(Arc::new(staging)));
         let reading = Arc::clone(&staging);
-        // Not kept: it may wait in the channel, and ends with it.
+        let answering = Arc::clone(&answers);
+        // Neither is kept: they may wait in the channel, and end with it.
+        self.spawn("answer", move || answering.run(back))?;
         self.spawn("receive", move || reading.run(rx.as_mut()))?;
-        let syncing = self.spawn("sync", move || staging.keep_synced(&image))?;
+        let asked = description.asks;
+        let syncing = self.spawn("sync", move || {
+            staging.keep_synced(&medium.image, |next| {
+                if asked {
+                    answers.reached(next.id);
+                }
+            });
+            answers.end();
+        })?;
         self.threads.push(syncing);
         Ok(())
     }
@@ -285,7 +352,7 @@ impl Disk for BlockRemus {
     }
 
     fn apply(&mut self, epoch: Epoch) -> Result<(), PluginError> {
-        let image = self.device.image().ok_or(SetUpError::NoChannel)?;
+        let Medium { image, .. } = self.device.medium().ok_or(SetUpError::NoChannel)?;
         Ok(self.staging()?.apply(epoch, image)?)
     }
 
@@ -293,14 +360,14 @@ impl Disk for BlockRemus {
         if self.device.access() == Access::ReadWrite {
             return Ok(());
         }
-        let image = Arc::clone(self.device.image().ok_or(SetUpError::NoChannel)?);
+        let medium = self.device.medium().ok_or(SetUpError::NoChannel)?.clone();
         let staging = self.staging()?;
         staging.cut(epoch)?;
-        staging.apply(epoch, &image)?;
+        staging.apply(epoch, &medium.image)?;
         staging.stop();
         self.device.set_access(Access::ReadWrite);
-        let (id, marker) = (self.id.clone(), self.marker.clone());
-        let settling = self.spawn("settle", move || settle(&id, &image, &marker))?;
+        let id = self.id.clone();
+        let settling = self.spawn("settle", move || settle(&id, &medium))?;
         self.threads.push(settling);
         Ok(())
     }
@@ -315,20 +382,22 @@ impl Disk for BlockRemus {
 }
 
 /// After taking over: the image is the guest's own once it is on stable storage. Until then, and if that fails, the
-/// note beside it stays: a host that crashes meanwhile may have lost the middle of what was applied.
-fn settle(id: &str, image: &Image, marker: &Marker) {
-    if let Err(error) = image.sync() {
-        // The guest hears of it too, with its next flush.
-        tracing::error!(
-            disk = id,
-            error = PluginError::from(error).chain(),
-            "the image taken over is not on stable storage"
-        );
-        return;
+/// metadata tell of a standby's: a host that crashes meanwhile may have lost the middle of what was applied.
+fn settle(id: &str, Medium { image, history }: &Medium) {
+    // The guest hears of a failure, too, with its next flush.
+    let synced = told(id, "the image taken over is not on stable storage", image.sync());
+    if synced {
+        told(id, "the image taken over is noted as a standby's still", history.take_over());
     }
-    if let Err(error) = marker.remove() {
-        tracing::error!(disk = id, note = %marker.path().display(), %error, "delete this note: the image is complete");
+}
+
+/// Logs an error; answers whether there was none.
+fn told<E: Into<PluginError>>(id: &str, what: &str, result: Result<(), E>) -> bool {
+    let failed = result.map_err(Into::into).err();
+    if let Some(error) = &failed {
+        tracing::error!(disk = id, error = error.chain(), "{what}");
     }
+    failed.is_none()
 }
 
 impl Drop for BlockRemus {
@@ -350,6 +419,9 @@ impl Drop for BlockRemus {
             if thread.join().is_err() {
                 tracing::error!(disk = self.id, "a thread of the disk panicked");
             }
+        }
+        if let Some(Medium { image, history }) = self.device.medium() {
+            told(&self.id, "the image is not noted as closed", history.close(image));
         }
     }
 }

@@ -11,11 +11,18 @@
 //! - A flush (or FUA) that comes between `pausing` and `seal` is answered at once and made good before the barrier of
 //!   that epoch is sent. So no epoch commits whose flushes are not on stable storage of this side, and the world
 //!   cannot see anything that the guest said after such a flush before that.
+//! - With `durable = "memory"` every flush is answered at once while epochs commit, and made good when that ends.
+//! - A change is noted in the window of the epoch that it is queued for: `seal` turns the window under the same lock.
 //! - Few bytes wait a moment for more, because a record for each small write would cost more than the write. Whatever an
 //!   epoch's commit waits for does not: a barrier sends all that is queued.
 //! - Once the queue has ended, nobody waits for it any more.
 
-use crate::wire::{Change, Tally, describe, kind};
+use crate::blocks::BLOCK;
+use crate::config::Durable;
+use crate::device::Medium;
+use crate::history::{History, Next};
+use crate::talk::Talk;
+use crate::wire::{Change, Description, Tally, barrier, kind};
 use aventine_api::{Epoch, ErrorCode, Host, MAX_RECORD, PluginError, RecordHead, RecordTx};
 use aventine_disk_common::image::Image;
 use aventine_disk_common::{lock, wait_while};
@@ -69,7 +76,10 @@ pub(crate) struct Outbox {
     room: Condvar,
     /// Bytes above which changes wait, and above which the open epoch should end.
     limit: usize,
+    durable: Durable,
     host: Arc<dyn Host>,
+    history: Arc<History>,
+    pub(crate) talk: Talk,
     /// Taken away when the disk is dropped.
     image: Mutex<Option<Arc<Image>>>,
     sent: AtomicU64,
@@ -85,6 +95,7 @@ struct State {
     /// The epoch of what is queued now.
     open: Epoch,
     sealed: Epoch,
+    released: Epoch,
     open_bytes: usize,
     asked: bool,
     copy_queued: bool,
@@ -108,9 +119,9 @@ impl Item {
 
 /// A record that stands alone.
 enum Note {
-    Describe { size: u64 },
+    Describe(Description),
     Copied { covers: u64 },
-    Barrier { epoch: Epoch, owed: bool },
+    Barrier { epoch: Epoch, owed: bool, next: Option<Next> },
 }
 
 /// What is sent as one record.
@@ -120,13 +131,24 @@ enum Batch {
 }
 
 impl Outbox {
-    pub(crate) fn new(image: Arc<Image>, limit: usize, host: Arc<dyn Host>) -> Outbox {
+    /// `asks`: whether the standby will answer the description.
+    pub(crate) fn new(
+        Medium { image, history }: Medium,
+        limit: usize,
+        durable: Durable,
+        asks: bool,
+        host: Arc<dyn Host>,
+    ) -> Outbox {
+        history.begin_session();
+        let (point, previous) = history.points();
+        let description = Description { size: image.size(), block: BLOCK, asks, point, previous };
         let state = State {
-            items: VecDeque::from([Item::Note(Note::Describe { size: image.size() })]),
+            items: VecDeque::from([Item::Note(Note::Describe(description))]),
             bytes: 0,
             wake_at: usize::MAX,
             open: Epoch::COPY,
             sealed: Epoch::COPY,
+            released: Epoch::COPY,
             open_bytes: 0,
             asked: false,
             copy_queued: false,
@@ -139,7 +161,10 @@ impl Outbox {
             work: Condvar::new(),
             room: Condvar::new(),
             limit,
+            durable,
             host,
+            history,
+            talk: Talk::default(),
             image: Mutex::new(Some(image)),
             sent: AtomicU64::new(0),
             copied: AtomicU64::new(0),
@@ -164,14 +189,26 @@ impl Outbox {
         state.ended.is_none()
     }
 
+    /// Queues what the guest changed at `offset`, as [`Outbox::push`] does, and notes it for the same epoch.
+    pub(crate) fn push_guest(&self, changes: Vec<Change>, reserved: usize, at: (u64, u64)) {
+        self.queue(changes, reserved, 0, Some(at));
+    }
+
     /// Queues changes that the image has by now and that take at most the `reserved` bytes. `covers`: bytes of the
     /// image that the initial copy is further on.
     pub(crate) fn push(&self, changes: Vec<Change>, reserved: usize, covers: u64) {
+        self.queue(changes, reserved, covers, None);
+    }
+
+    fn queue(&self, changes: Vec<Change>, reserved: usize, covers: u64, noted: Option<(u64, u64)>) {
         let bytes: usize = changes.iter().map(|c| Outbox::cost(1, c.data.len())).sum();
         let (ask, wake) = {
             let mut state = lock(&self.state);
             if state.ended.is_some() {
                 return;
+            }
+            if let Some((offset, len)) = noted {
+                self.history.note(offset, len);
             }
             let (epoch, mut covers) = (state.open, covers);
             for change in changes {
@@ -211,10 +248,11 @@ impl Outbox {
         self.room.notify_all();
     }
 
-    /// Whether a flush need not be carried out now, because the epoch that is being sealed will make it good.
+    /// Whether a flush need not be carried out now, because its epoch waits for it, or for the standby's memory.
     pub(crate) fn takes_over_flush(&self) -> bool {
         let mut state = lock(&self.state);
-        let takes = state.pausing && state.ended.is_none();
+        let memory = self.durable == Durable::Memory && state.released > Epoch::COPY;
+        let takes = (state.pausing || memory) && state.ended.is_none();
         state.owed |= takes;
         takes
     }
@@ -231,8 +269,9 @@ impl Outbox {
         if !state.copy_queued {
             return Err(SealError::Copying(epoch));
         }
-        let owed = std::mem::take(&mut state.owed);
-        state.items.push_back(Item::Note(Note::Barrier { epoch, owed }));
+        let owed = self.durable == Durable::Flush && std::mem::take(&mut state.owed);
+        let next = self.history.turn(state.sealed == Epoch::COPY);
+        state.items.push_back(Item::Note(Note::Barrier { epoch, owed, next }));
         state.sealed = epoch;
         state.open = epoch.next();
         state.open_bytes = 0;
@@ -241,6 +280,12 @@ impl Outbox {
         drop(state);
         self.work.notify_one();
         Ok(())
+    }
+
+    /// The standby has committed `epoch`.
+    pub(crate) fn release(&self, epoch: Epoch) {
+        let mut state = lock(&self.state);
+        state.released = state.released.max(epoch);
     }
 
     /// Ends replication: whoever waits goes on, what is queued is forgotten. Answers whether it had not ended before.
@@ -256,6 +301,7 @@ impl Outbox {
         drop(state);
         self.work.notify_all();
         self.room.notify_all();
+        self.talk.end();
         true
     }
 
@@ -360,15 +406,15 @@ impl Outbox {
                 parts.retain(|p| !p.is_empty());
                 tx.send(RecordHead { epoch: *epoch, kind: kind::CHANGES }, &parts)
             }
-            Batch::Note(Note::Barrier { epoch, owed }) => {
+            Batch::Note(Note::Barrier { epoch, owed, next }) => {
                 if *owed {
                     self.sync()?;
                 }
-                let summary = tally.finish().encode();
-                tx.send(RecordHead { epoch: *epoch, kind: kind::BARRIER }, &[&summary])
+                let barrier = barrier(tally.finish(), *next);
+                tx.send(RecordHead { epoch: *epoch, kind: kind::BARRIER }, &[&barrier])
             }
-            Batch::Note(Note::Describe { size }) => {
-                tx.send(RecordHead { epoch: Epoch::COPY, kind: kind::DESCRIBE }, &[&describe(*size)])
+            Batch::Note(Note::Describe(description)) => {
+                tx.send(RecordHead { epoch: Epoch::COPY, kind: kind::DESCRIBE }, &[&description.encode()])
             }
             Batch::Note(Note::Copied { .. }) => {
                 tx.send(RecordHead { epoch: Epoch::COPY, kind: kind::COPIED }, &[])

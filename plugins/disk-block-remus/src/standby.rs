@@ -15,16 +15,16 @@
 //!   at a quarter of the limit and holds back a quarter more, so that this takes a wrong configuration.
 //! - What was applied is brought to stable storage every few seconds, so that a device that loses writes ends protection
 //!   now, and not only the takeover that would need them.
+//! - A point counts as reached once what was applied up to its epoch is on stable storage: see `history`.
 //! - Once the reader has been stopped it does not touch the image any more, though it may still wait in the channel.
 
-use crate::wire::{Arrived, RecordError, Summary, Tally, changes, kind};
+use crate::device::Medium;
+use crate::history::{History, Next};
+use crate::wire::{Arrived, RecordError, Tally, changes, kind, parse_barrier};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
 use aventine_disk_common::image::{Image, ImageError};
-use aventine_disk_common::marker::{Mark, Marker};
 use aventine_disk_common::{lock, wait_while};
 use std::collections::VecDeque;
-use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,8 +44,6 @@ pub(crate) enum FollowError {
     Image(#[from] ImageError),
     #[error("What was applied is lost, all of it or a part")]
     Unsynced(#[source] ImageError),
-    #[error("Note {} could not be written", path.display())]
-    Marker { path: PathBuf, source: io::Error },
 }
 
 impl From<FollowError> for PluginError {
@@ -54,7 +52,6 @@ impl From<FollowError> for PluginError {
             FollowError::Record(_) => ErrorCode::Corrupt,
             FollowError::TooLarge { .. } => ErrorCode::Limit,
             FollowError::Image(e) | FollowError::Unsynced(e) => PluginError::from(e.clone()).code(),
-            FollowError::Marker { .. } => ErrorCode::Io,
         };
         PluginError::new(code, error)
     }
@@ -94,7 +91,7 @@ pub(crate) struct Staging {
     size: u64,
     limit: usize,
     host: Arc<dyn Host>,
-    marker: Marker,
+    history: Arc<History>,
 }
 
 #[derive(Default)]
@@ -108,6 +105,8 @@ struct State {
     staged: Epoch,
     committed: Epoch,
     applied: Epoch,
+    /// Points that were not reached, ascending.
+    points: VecDeque<(Epoch, Next)>,
     /// The epoch whose application failed.
     half: Option<Epoch>,
     /// Bytes of all of the above.
@@ -121,10 +120,10 @@ struct Records {
 }
 
 impl Staging {
-    pub(crate) fn new(image: Arc<Image>, limit: usize, host: Arc<dyn Host>, marker: Marker) -> Staging {
+    pub(crate) fn new(Medium { image, history }: Medium, limit: usize, host: Arc<dyn Host>) -> Staging {
         let size = image.size();
         let (state, room) = (Mutex::default(), Condvar::new());
-        Staging { state, room, image: Mutex::new(Some(image)), size, limit, host, marker }
+        Staging { state, room, image: Mutex::new(Some(image)), size, limit, host, history }
     }
 
     /// Bytes held.
@@ -192,6 +191,7 @@ impl Staging {
             state.committed = epoch;
             state.epochs.retain(|(of, _)| *of <= epoch);
             state.open = Records::default();
+            state.points.clear();
             state.bytes = state.epochs.iter().map(|(_, r)| r.bytes).sum();
         }
         self.stop();
@@ -202,8 +202,9 @@ impl Staging {
     pub(crate) fn stop(&self) {
         lock(&self.state).stopped = true;
         self.room.notify_all();
-        // Waits for the record that is being applied, if any.
+        // Waits for the record that is being applied, if any, and the point that is being reached.
         lock(&self.image).take();
+        self.history.settled();
     }
 
     /// The reading thread: until the channel ends, something does not make sense, or it is stopped.
@@ -228,21 +229,51 @@ impl Staging {
         }
     }
 
-    /// The syncing thread: until it is stopped, or the image cannot be brought to stable storage.
-    pub(crate) fn keep_synced(&self, image: &Image) {
-        while !self.stopped_within(SYNC_INTERVAL) {
-            let Err(error) = image.sync() else { continue };
-            // After a takeover the guest hears of it, with its next flush.
-            if !lock(&self.state).stopped {
-                self.host.failed(FollowError::Unsynced(error).into());
+    /// The syncing thread: until it is stopped, or the image cannot be brought to stable storage. `reached` is told each
+    /// point that the image and its metadata have on stable storage.
+    pub(crate) fn keep_synced(&self, image: &Image, reached: impl Fn(Next)) {
+        while let Some(next) = self.wait_for_sync() {
+            if let Err(error) = image.sync() {
+                // After a takeover the guest hears of it, with its next flush.
+                if !lock(&self.state).stopped {
+                    self.host.failed(FollowError::Unsynced(error).into());
+                }
+                return;
             }
-            return;
+            let Some(next) = next else { continue };
+            match self.history.reach(next, || !lock(&self.state).stopped) {
+                Ok(true) => reached(next),
+                Ok(false) => return,
+                Err(error) => {
+                    // Tried again; until then the older point serves as well: more would be copied.
+                    let error = PluginError::from(error);
+                    tracing::warn!(error = error.chain(), "the standby's metadata stay behind");
+                    let state = lock(&self.state);
+                    let waited = self.room.wait_timeout_while(state, SYNC_INTERVAL, |s| !s.stopped);
+                    let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    let epoch = state.applied;
+                    state.points.push_front((epoch, next));
+                }
+            }
         }
     }
 
-    fn stopped_within(&self, limit: Duration) -> bool {
-        let waited = self.room.wait_timeout_while(lock(&self.state), limit, |s| !s.stopped);
-        waited.unwrap_or_else(PoisonError::into_inner).0.stopped
+    /// Waits until it is time to sync, or a point is applied, which is answered then. `None`: it is to stop.
+    fn wait_for_sync(&self) -> Option<Option<Next>> {
+        let due = |s: &State| s.points.front().is_some_and(|(epoch, _)| *epoch <= s.applied);
+        let idle = |s: &mut State| !s.stopped && !due(s);
+        let waited = self.room.wait_timeout_while(lock(&self.state), SYNC_INTERVAL, idle);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if state.stopped {
+            return None;
+        }
+        let point = if due(&state) { state.points.pop_front() } else { None };
+        Some(point.map(|(_, next)| next))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn staged(&self) -> Epoch {
+        lock(&self.state).staged
     }
 
     /// `false`: the reader is to stop.
@@ -266,22 +297,15 @@ impl Staging {
                 if copying { self.apply_copy(&payload) } else { self.keep(payload) }
             }
             kind::COPIED if copying && !copied => {
-                // Under the image's lock to the end: not once the reader has been stopped.
-                let image = lock(&self.image);
-                if image.is_some() {
-                    let failed = |source| FollowError::Marker { path: self.marker.path().to_owned(), source };
-                    self.marker.write(Mark::Following).map_err(failed)?;
-                }
-                drop(image);
                 lock(&self.state).copied = true;
                 Ok(())
             }
             kind::BARRIER if copied && epoch == open.max(Epoch::FIRST) => {
-                let (sent, got) = (Summary::parse(&payload)?, tally.finish());
+                let ((sent, next), got) = (parse_barrier(&payload)?, tally.finish());
                 if sent != got {
                     return Err(RecordError::Summary { epoch, sent, got }.into());
                 }
-                self.close(epoch);
+                self.close(epoch, next);
                 Ok(())
             }
             _ => Err(unexpected()),
@@ -311,7 +335,7 @@ impl Staging {
     }
 
     /// The open epoch is complete.
-    fn close(&self, epoch: Epoch) {
+    fn close(&self, epoch: Epoch, next: Option<Next>) {
         let mut state = lock(&self.state);
         if state.stopped {
             return;
@@ -322,6 +346,7 @@ impl Staging {
         state.bytes += RECORD_COST;
         let records = Arc::new(records);
         state.epochs.push_back((epoch, records));
+        state.points.extend(next.map(|next| (epoch, next)));
         state.staged = epoch;
         drop(state);
         self.host.staged(epoch);

@@ -1,6 +1,7 @@
 //! The image: a regular file or a block device, locked while it is open, read and written at positions.
 
 use crate::lock;
+use crate::steps::{self, Step};
 use aventine_api::{ErrorCode, PluginError};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, fdatasync, flock, major, minor, seek};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
@@ -133,6 +134,17 @@ impl From<ImageError> for PluginError {
     }
 }
 
+/// Which file an image is, and when it was changed last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// The file's number in its file system.
+    pub inode: u64,
+    /// Seconds since 1970.
+    pub seconds: i64,
+    /// And nanoseconds.
+    pub nanoseconds: i64,
+}
+
 /// An open image, locked against every other process.
 pub struct Image {
     file: File,
@@ -202,6 +214,21 @@ impl Image {
         self.size
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What tells that the image is the same file and unchanged; nothing of a device.
+    pub fn stamp(&self) -> Stamp {
+        match self.file.metadata() {
+            Ok(meta) if meta.is_file() => {
+                Stamp { inode: meta.ino(), seconds: meta.mtime(), nanoseconds: meta.mtime_nsec() }
+            }
+            _ => Stamp::default(),
+        }
+    }
+
     /// Fills `buf` from `offset`.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
         self.file.read_exact_at(buf, offset).map_err(|e| ImageError::Read {
@@ -220,6 +247,7 @@ impl Image {
             self.unsynced.store(true, Ordering::SeqCst);
             self.file.write_all_at(data, offset)
         };
+        steps::tell(&self.path, &|| Step::Write { offset, data: data.to_vec(), synced: sync });
         done.map_err(|e| self.write_error(offset, data.len() as u64, e))
     }
 
@@ -241,7 +269,9 @@ impl Image {
     /// Makes a range zero; without `unmap` its space stays allocated.
     pub fn zero(&self, offset: u64, len: u64, unmap: bool) -> Result<(), ImageError> {
         self.unsynced.store(true, Ordering::SeqCst);
-        self.zero_range(offset, len, unmap).map_err(|e| self.write_error(offset, len, e))
+        let done = self.zero_range(offset, len, unmap);
+        steps::tell(&self.path, &|| Step::Write { offset, data: vec![0; len as usize], synced: false });
+        done.map_err(|e| self.write_error(offset, len, e))
     }
 
     fn zero_range(&self, mut offset: u64, len: u64, unmap: bool) -> io::Result<()> {
@@ -279,7 +309,10 @@ impl Image {
         if !self.unsynced.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
-        fdatasync(&self.file).map_err(|e| {
+        steps::tell(&self.path, &|| Step::Sync);
+        let done = fdatasync(&self.file);
+        steps::tell(&self.path, &|| Step::Synced);
+        done.map_err(|e| {
             *failed = true;
             ImageError::Sync { path: self.path.clone(), source: Arc::new(e.into()) }
         })

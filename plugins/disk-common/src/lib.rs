@@ -5,6 +5,8 @@
 pub mod change;
 pub mod image;
 pub mod marker;
+#[doc(hidden)]
+pub mod steps;
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 

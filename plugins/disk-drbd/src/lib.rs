@@ -232,7 +232,11 @@ impl Disk for Drbd {
         Arc::clone(&self.device) as Arc<dyn BlockDevice>
     }
 
-    fn replicate(&mut self, tx: Box<dyn RecordTx>) -> Result<(), PluginError> {
+    fn replicate(
+        &mut self,
+        tx: Box<dyn RecordTx>,
+        _back: Option<Box<dyn RecordRx>>,
+    ) -> Result<(), PluginError> {
         if self.device.access() != Access::ReadWrite {
             return Err(SetUpError::NotWritable.into());
         }
@@ -302,7 +306,7 @@ impl Disk for Drbd {
         }
     }
 
-    fn receive(&mut self, mut rx: Box<dyn RecordRx>) -> Result<(), PluginError> {
+    fn receive(&mut self, mut rx: Box<dyn RecordRx>, _back: Box<dyn RecordTx>) -> Result<(), PluginError> {
         if self.device.access() != Access::Standby {
             return Err(SetUpError::NotStandby.into());
         }

@@ -73,10 +73,10 @@ pub struct DiskStats {
 /// A disk whose writes are replicated by epoch.
 ///
 /// ```text
-/// primary: new ─► replicate(tx) ─► [copy … copied] ─► { writes, pausing, seal(n), release(n) }* ─► disengage
+/// primary: new ─► replicate(tx, back) ─► [copy … copied] ─► { writes, pausing, seal(n), release(n) }* ─► disengage
 ///            ▲                                                                                        │ Owner
 ///            └───────────────────────────── a new session, epochs from 1 ─────────────────────────────┘
-/// standby: new ─► receive(rx) ─► { staged(n) reported, commit(n), apply(n) }* ─► activate
+/// standby: new ─► receive(rx, back) ─► { staged(n) reported, commit(n), apply(n) }* ─► activate
 /// ```
 /// On the standby nothing of epoch n reaches the image before `commit(n)`, and all of it does before `activate`.
 pub trait Disk: Send {
@@ -92,8 +92,16 @@ pub trait Disk: Send {
     /// Primary: from now on every write also goes to `tx`, tagged with the open epoch ([`Epoch::COPY`] until
     /// [`Disk::seal`] was called once), and the image as it is now is copied live, on the plugin's own thread. A
     /// failure later on is reported by [`crate::Host::failed`]; the guest's writes go on locally. Once more after
-    /// `disengage(Owner)`: a new session, with a full copy.
-    fn replicate(&mut self, tx: Box<dyn RecordTx>) -> Result<(), PluginError>;
+    /// `disengage(Owner)`: a new session.
+    ///
+    /// `back` is the same channel's way back, on which the standby can say what its image holds already, so that only the
+    /// difference is copied. Never waits for it: whoever reads it does so on a thread of its own. `None`: nobody will
+    /// answer (a recording), and everything is copied.
+    fn replicate(
+        &mut self,
+        tx: Box<dyn RecordTx>,
+        back: Option<Box<dyn RecordRx>>,
+    ) -> Result<(), PluginError>;
 
     /// Primary: how far the initial copy is.
     fn progress(&self) -> DiskProgress;
@@ -116,8 +124,9 @@ pub trait Disk: Send {
     /// Standby: takes the image from `rx`, on the plugin's own thread. Blocks until the primary has described the
     /// disk; refuses one that does not fit. Reports the barrier of each epoch by [`crate::Host::staged`], failures
     /// by [`crate::Host::failed`]: a record that has no place there, and an epoch of which a record is missing or
-    /// changed, is `Corrupt`, is never reported as staged and does not reach the image.
-    fn receive(&mut self, rx: Box<dyn RecordRx>) -> Result<(), PluginError>;
+    /// changed, is `Corrupt`, is never reported as staged and does not reach the image. What is sent by `back` reaches the
+    /// primary's [`Disk::replicate`], if that listens.
+    fn receive(&mut self, rx: Box<dyn RecordRx>, back: Box<dyn RecordTx>) -> Result<(), PluginError>;
 
     /// Standby: `epoch`, whose barrier was reported, is committed; one that was not reported is refused. No I/O.
     /// Idempotent.

@@ -4,7 +4,7 @@ use aventine_api::{ErrorCode, PluginError, RecordHead, RecordRx, RecordTx};
 use aventine_protocol::{FrameHeader, FrameKind, HEADER_LEN};
 use std::error::Error;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 
 pub(super) struct Tx {
     stream: TcpStream,
@@ -16,12 +16,23 @@ pub(super) struct Rx {
     sequence: u32,
 }
 
-/// Both ends.
-pub(super) fn channel() -> io::Result<(Tx, Rx)> {
+/// The primary's end and the standby's.
+pub(super) fn channel() -> io::Result<[(Tx, Rx); 2]> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let stream = TcpStream::connect(listener.local_addr()?)?;
+    let primary = TcpStream::connect(listener.local_addr()?)?;
+    Ok([end(primary)?, end(listener.accept()?.0)?])
+}
+
+fn end(stream: TcpStream) -> io::Result<(Tx, Rx)> {
     stream.set_nodelay(true)?;
-    Ok((Tx { stream, sequence: 0 }, Rx { stream: listener.accept()?.0, sequence: 0 }))
+    Ok((Tx { stream: stream.try_clone()?, sequence: 0 }, Rx { stream, sequence: 0 }))
+}
+
+/// As a transport does: the other side reads its end.
+impl Drop for Tx {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
 }
 
 impl Tx {

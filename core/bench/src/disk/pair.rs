@@ -8,7 +8,7 @@
 use super::BenchError;
 use super::channel::channel;
 use aventine_api::{
-    BlockDevice, Context, Disengage, Disk, DiskStats, Epoch, Factory, Host, Kind, PluginError, Side,
+    BlockDevice, Context, Disengage, Disk, DiskStats, Epoch, Factory, Host, Kind, PluginError, RecordRx, Side,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -74,9 +74,10 @@ impl Pair {
         let mut primary = make(plugin, Side::Primary, dir, host("the primary's disk worked", None))?;
         let standby = host("the standby's disk worked", Some(to_standby.clone()));
         let mut standby = make(plugin, Side::Standby, dir, standby)?;
-        let (tx, rx) = channel().map_err(BenchError::Channel)?;
-        primary.replicate(Box::new(tx)).map_err(failed("beginning to replicate"))?;
-        standby.receive(Box::new(rx)).map_err(failed("beginning to receive"))?;
+        let [(tx, back), (answers, rx)] = channel().map_err(BenchError::Channel)?;
+        let back = Some(Box::new(back) as Box<dyn RecordRx>);
+        primary.replicate(Box::new(tx), back).map_err(failed("beginning to replicate"))?;
+        standby.receive(Box::new(rx), Box::new(answers)).map_err(failed("beginning to receive"))?;
         let standby = thread::spawn({
             let tell = tell.clone();
             move || follow(&mut *standby, &staged, &tell)

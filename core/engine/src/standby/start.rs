@@ -4,7 +4,7 @@ use super::Event;
 use crate::link::STEP;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report};
 use crate::receiver::{self, Buffers, Image};
-use crate::wire::{FrameRx, RecordChannelRx};
+use crate::wire::{FrameRx, FrameTx, RecordChannelRx, RecordChannelTx};
 use aventine_api::{Link, LinkAbort};
 use aventine_protocol::{Hello, Message};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -55,9 +55,10 @@ pub(super) fn prepare(
     let (_, pages) = link.open("pages", None, STEP).during(transport, "opening the pages channel")?;
     for (id, disk) in &mut parts.disks {
         let name = format!("disk:{id}");
-        let (_, rx) = link.open(&name, None, STEP).during(transport, "opening a disk's channel")?;
+        let (tx, rx) = link.open(&name, None, STEP).during(transport, "opening a disk's channel")?;
         let rx = RecordChannelRx(FrameRx::new(rx));
-        disk.receive(Box::new(rx)).during(id, "taking the primary's disk")?;
+        let back = RecordChannelTx(FrameTx::new(tx, Arc::default()));
+        disk.receive(Box::new(rx), Box::new(back)).during(id, "taking the primary's disk")?;
     }
     for (id, network) in &mut parts.networks {
         let name = format!("net:{id}");

@@ -1,5 +1,5 @@
 use super::*;
-use crate::device::{Access, Device};
+use crate::device::{Access, Device, Medium};
 use crate::wire::{Tally, kind};
 use aventine_disk_common::image::Image;
 use std::thread;
@@ -101,7 +101,7 @@ fn a_primary_of_another_version_is_refused() {
         let head = RecordHead { epoch: Epoch::COPY, kind: kind::DESCRIBE };
         s.records.push_back((head, [&[9, 0][..], &[0; 8]].concat()));
     });
-    let error = standby.disk.receive(Box::new(End(wire))).unwrap_err();
+    let error = standby.disk.receive(Box::new(End(wire.clone())), Box::new(Back(wire.clone()))).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Corrupt);
     assert!(error.chain().contains("version 9"), "{}", error.chain());
     assert!(!dir.path().join(STANDBY).exists());
@@ -113,10 +113,12 @@ fn a_local_write_error_reaches_the_guest_and_ends_replication() {
     let path = dir.path().join(PRIMARY);
     fs::write(&path, pattern(MIB, 1)).unwrap();
     let mut primary = Half::open(dir.path(), Side::Primary, PRIMARY, MIB).unwrap();
-    primary.disk.device = Arc::new(Device::new(Access::ReadWrite, Some(Image::broken(&path))));
+    let history = Arc::clone(&primary.disk.device.medium().unwrap().history);
+    let medium = Medium { image: Arc::new(Image::broken(&path)), history };
+    primary.disk.device = Arc::new(Device::new(Access::ReadWrite, Some(medium)));
     let wire = Arc::new(Wire::default());
     wire.change(|s| s.capacity = 64);
-    primary.disk.replicate(Box::new(End(wire.clone()))).unwrap();
+    primary.disk.replicate(Box::new(End(wire.clone())), None).unwrap();
     let block = primary.disk.block();
     assert_eq!(block.write(0, b"x", false).unwrap_err().code(), ErrorCode::Io);
     let Event::Failed(ErrorCode::Io, text) = primary.event() else { panic!("not reported") };

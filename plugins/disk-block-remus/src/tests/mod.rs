@@ -2,12 +2,14 @@
 //! (`tests/conformance.rs`) do not ask of every plugin.
 
 mod faults;
+pub(crate) mod power;
 mod primary;
+mod resync;
 mod set_up;
 mod standby;
 
 use crate::BlockRemus;
-use crate::config::Settings;
+use crate::config::{Durable, Settings};
 use aventine_api::{
     BlockDevice, Context, Disk, Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx, RecordTx, Side,
 };
@@ -63,6 +65,8 @@ struct Wire {
 #[derive(Default)]
 struct WireState {
     records: VecDeque<(RecordHead, Vec<u8>)>,
+    /// On the way back.
+    back: VecDeque<(RecordHead, Vec<u8>)>,
     /// Records that `send` may put before it waits for the other end.
     capacity: usize,
     /// Whether the other end gets anything.
@@ -91,6 +95,7 @@ impl Wire {
         self.change(|s| {
             s.cut = true;
             s.records.clear();
+            s.back.clear();
         });
     }
 
@@ -140,6 +145,31 @@ impl RecordRx for End {
     }
 }
 
+/// Either end of the way back.
+struct Back(Arc<Wire>);
+
+impl RecordTx for Back {
+    fn send(&mut self, head: RecordHead, parts: &[&[u8]]) -> Result<(), PluginError> {
+        let mut state = self.0.state.lock().unwrap();
+        if state.cut {
+            return Err(lost());
+        }
+        state.back.push_back((head, parts.concat()));
+        self.0.changed.notify_all();
+        Ok(())
+    }
+}
+
+impl RecordRx for Back {
+    fn recv(&mut self, payload: &mut Vec<u8>) -> Result<RecordHead, PluginError> {
+        let state = self.0.state.lock().unwrap();
+        let mut state = self.0.changed.wait_while(state, |s| !s.cut && s.back.is_empty()).unwrap();
+        let (head, bytes) = state.back.pop_front().ok_or_else(lost)?;
+        *payload = bytes;
+        Ok(head)
+    }
+}
+
 /// One side of a disk.
 struct Half {
     disk: BlockRemus,
@@ -157,8 +187,16 @@ impl Half {
             config_dir: dir.to_owned(),
             host: Arc::new(TestHost(Mutex::new(tx))),
         };
-        let settings = Settings { image: PathBuf::from(image), route: None, buffer };
-        BlockRemus::new(settings, context).map(|disk| Half { disk, events })
+        let (image, durable) = (PathBuf::from(image), Durable::Flush);
+        let settings = Settings { image, route: None, buffer, durable, accept_outdated: None };
+        Half::with(settings, context, events)
+    }
+
+    fn with(settings: Settings, context: Context, events: Receiver<Event>) -> Result<Half, PluginError> {
+        let mut disk = BlockRemus::new(settings, context)?;
+        // A point is due at once, so that no test waits for it.
+        disk.interval = Duration::ZERO;
+        Ok(Half { disk, events })
     }
 
     fn event(&self) -> Event {
@@ -175,6 +213,12 @@ impl Half {
         block.read(0, &mut bytes).unwrap();
         bytes
     }
+}
+
+fn connect(primary: &mut Half, standby: &mut Half, wire: &Arc<Wire>) {
+    let (tx, rx) = (Box::new(End(wire.clone())), Box::new(End(wire.clone())));
+    primary.disk.replicate(tx, Some(Box::new(Back(wire.clone())))).unwrap();
+    standby.disk.receive(rx, Box::new(Back(wire.clone()))).unwrap();
 }
 
 /// Both sides.
@@ -204,8 +248,7 @@ impl Pair {
         wire.change(|s| s.capacity = 4);
         let block = primary.disk.block();
         let mut pair = Pair { primary, standby, wire, block, dir };
-        pair.primary.disk.replicate(Box::new(End(pair.wire.clone()))).unwrap();
-        pair.standby.disk.receive(Box::new(End(pair.wire.clone()))).unwrap();
+        connect(&mut pair.primary, &mut pair.standby, &pair.wire);
         pair
     }
 
@@ -251,6 +294,45 @@ impl Pair {
         self.await_staged(epoch);
         self.commit(epoch);
         self.standby.disk.apply(Epoch(epoch)).unwrap();
+    }
+
+    /// Waits until both sides have the newest point in their metadata.
+    fn await_point(&self) {
+        let start = Instant::now();
+        loop {
+            let point = |half: &Half| half.disk.device.medium().unwrap().history.points().0;
+            let (ours, theirs) = (point(&self.primary), point(&self.standby));
+            if ours == theirs && ours.is_some() {
+                return;
+            }
+            assert!(start.elapsed() < LIMIT, "the points stay {ours} and {theirs}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// The epoch after the last one.
+    fn next_epoch(&mut self) -> Epoch {
+        let next = self.standby.disk.staging.as_ref().unwrap().staged().next();
+        self.epoch(next.0);
+        next
+    }
+
+    /// Moves from point to point until nothing is noted: every change is at one of them.
+    fn await_quiet(&mut self) {
+        let start = Instant::now();
+        loop {
+            let history = Arc::clone(&self.primary.disk.device.medium().unwrap().history);
+            let quiet = history.points().0.is_some() && history.changed().ranges().is_empty();
+            if quiet {
+                return self.await_point();
+            }
+            assert!(start.elapsed() < LIMIT, "blocks stay noted");
+            if history.is_pending() {
+                std::thread::yield_now();
+                continue;
+            }
+            self.next_epoch();
+        }
     }
 
     fn image(&self, name: &str) -> Vec<u8> {

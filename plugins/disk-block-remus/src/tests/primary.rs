@@ -48,8 +48,8 @@ fn the_copy_reads_a_range_only_when_nobody_changes_it() {
         wire.change(|s| s.capacity = 4);
         let device = Arc::clone(&primary.disk.device);
         let held = device.ranges.lock(0, 4 * MIB as u64);
-        primary.disk.replicate(Box::new(End(wire.clone()))).unwrap();
-        standby.disk.receive(Box::new(End(wire.clone()))).unwrap();
+        primary.disk.replicate(Box::new(End(wire.clone())), None).unwrap();
+        standby.disk.receive(Box::new(End(wire.clone())), Box::new(Back(wire.clone()))).unwrap();
         await_asked(&device, 1);
         // As a write would that had the range before the copy asked for it.
         file.write_all_at(&pattern(5000, 2), written as u64).unwrap();
@@ -69,7 +69,7 @@ fn no_epoch_is_sealed_before_the_copy_is_complete() {
     let mut primary = Half::open(dir.path(), Side::Primary, PRIMARY, 4 * MIB).unwrap();
     let wire = Arc::new(Wire::default());
     wire.change(|s| s.capacity = 1);
-    primary.disk.replicate(Box::new(End(wire.clone()))).unwrap();
+    primary.disk.replicate(Box::new(End(wire.clone())), None).unwrap();
     wire.wait(|s| s.records.len() == 1);
     let error = primary.disk.seal(Epoch(1)).unwrap_err();
     assert!(error.chain().contains("initial copy"), "{}", error.chain());
@@ -138,7 +138,7 @@ fn a_full_queue_holds_the_guest_back_until_there_is_room() {
 #[test]
 fn a_flush_in_the_pause_is_made_good_before_the_epoch_can_commit() {
     let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
-    let image = Arc::clone(pair.primary.disk.device.image().unwrap());
+    let image = Arc::clone(&pair.primary.disk.device.medium().unwrap().image);
     pair.block.write(0, b"data", false).unwrap();
     assert!(!image.is_synced());
     pair.block.flush().unwrap();
@@ -172,7 +172,7 @@ fn a_flush_in_the_pause_is_made_good_before_the_epoch_can_commit() {
 #[test]
 fn a_flush_in_a_pause_that_never_seals_is_made_good_all_the_same() {
     let mut pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
-    let image = Arc::clone(pair.primary.disk.device.image().unwrap());
+    let image = Arc::clone(&pair.primary.disk.device.medium().unwrap().image);
     pair.primary.disk.pausing();
     pair.block.write(0, b"data", false).unwrap();
     pair.block.flush().unwrap();
@@ -185,9 +185,47 @@ fn a_flush_in_a_pause_that_never_seals_is_made_good_all_the_same() {
 }
 
 #[test]
+fn with_durable_memory_a_flush_waits_for_nothing_while_epochs_commit() {
+    let mut pair = Pair::copying(&pattern(MIB, 1), 64 * MIB);
+    pair.wire.cut();
+    let Pair { primary, standby, block, dir, .. } = pair;
+    drop((primary, standby, block));
+    let mut primary = Half::open(dir.path(), Side::Primary, PRIMARY, 64 * MIB).unwrap();
+    primary.disk.durable = Durable::Memory;
+    // So that no point is due, which would be on stable storage.
+    primary.disk.interval = LIMIT;
+    let standby = Half::open(dir.path(), Side::Standby, STANDBY, 64 * MIB).unwrap();
+    let wire = Arc::new(Wire::default());
+    wire.change(|s| s.capacity = 4);
+    let block = primary.disk.block();
+    pair = Pair { primary, standby, wire, block, dir };
+    let (tx, rx) = (Box::new(End(pair.wire.clone())), Box::new(End(pair.wire.clone())));
+    pair.primary.disk.replicate(tx, None).unwrap();
+    pair.standby.disk.receive(rx, Box::new(Back(pair.wire.clone()))).unwrap();
+    pair.finish_copy();
+    let image = Arc::clone(&pair.primary.disk.device.medium().unwrap().image);
+    pair.block.write(0, b"data", false).unwrap();
+    pair.block.flush().unwrap();
+    assert!(image.is_synced(), "the guest is not protected yet");
+    pair.epoch(1);
+    pair.block.write(0, b"more", true).unwrap();
+    pair.block.flush().unwrap();
+    pair.epoch(2);
+    assert!(!image.is_synced());
+    pair.primary.disk.disengage(Disengage::Owner).unwrap();
+    let start = Instant::now();
+    while !image.is_synced() {
+        assert!(start.elapsed() < LIMIT, "what is owed is made good once the guest is alone");
+        thread::yield_now();
+    }
+    pair.block.write(0, b"alone", true).unwrap();
+    assert!(image.is_synced());
+}
+
+#[test]
 fn fua_reaches_stable_storage() {
     let pair = Pair::armed(&pattern(MIB, 1), 64 * MIB);
-    let image = pair.primary.disk.device.image().unwrap();
+    let image = &pair.primary.disk.device.medium().unwrap().image;
     pair.block.flush().unwrap();
     pair.block.write(7, &pattern(5000, 2), true).unwrap();
     assert!(image.is_synced());

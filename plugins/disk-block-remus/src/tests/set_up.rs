@@ -1,6 +1,6 @@
 use super::*;
+use crate::meta::{Found, Meta, Place, Role};
 use aventine_api::{Factory, Kind, PluginEntry, inventory};
-use aventine_disk_common::marker::{Mark, Marker};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 fn refusal(dir: &Path, side: Side) -> (ErrorCode, String) {
@@ -74,8 +74,8 @@ fn an_image_of_another_size_is_refused_with_both_sizes() {
     let mut standby = Half::open(dir.path(), Side::Standby, STANDBY, MIB).unwrap();
     let wire = Arc::new(Wire::default());
     wire.change(|s| s.capacity = 4);
-    primary.disk.replicate(Box::new(End(wire.clone()))).unwrap();
-    let error = standby.disk.receive(Box::new(End(wire.clone()))).unwrap_err();
+    primary.disk.replicate(Box::new(End(wire.clone())), None).unwrap();
+    let error = standby.disk.receive(Box::new(End(wire.clone())), Box::new(Back(wire.clone()))).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Refused);
     let text = error.chain();
     assert!(text.contains("4096 bytes here") && text.contains("primary's has 8192"), "{text}");
@@ -84,31 +84,92 @@ fn an_image_of_another_size_is_refused_with_both_sizes() {
     wire.cut();
 }
 
+fn meta(pair: &Pair, image: &str) -> Meta {
+    match Place::of(&pair.dir.path().join(image), pair.dir.path()).read().unwrap() {
+        Found::Meta(meta) => *meta,
+        _ => panic!("{image} has no metadata"),
+    }
+}
+
+/// The standby goes, and its image is free.
+fn drop_standby(pair: &mut Pair) {
+    let other = Half::open(pair.dir.path(), Side::Standby, "other", MIB).unwrap();
+    drop(std::mem::replace(&mut pair.standby, other));
+}
+
+fn start(pair: &Pair, image: &str, accept: Option<String>) -> Result<Half, PluginError> {
+    let other = Half::open(pair.dir.path(), Side::Standby, "other image", MIB)?;
+    let context = Context {
+        guest: "web".to_owned(),
+        id: "disk0".to_owned(),
+        side: Side::Primary,
+        state_dir: pair.dir.path().to_owned(),
+        config_dir: pair.dir.path().to_owned(),
+        host: Arc::clone(&other.disk.host),
+    };
+    let settings = Settings {
+        image: image.into(),
+        route: None,
+        buffer: MIB,
+        durable: Durable::Flush,
+        accept_outdated: accept,
+    };
+    Half::with(settings, context, other.events)
+}
+
 #[test]
-fn an_image_between_two_epochs_is_not_started_from() {
-    let contents = pattern(MIB, 3);
-    let mut pair = Pair::copying(&contents, 64 * MIB);
-    let marker = Marker::of(&pair.dir.path().join(STANDBY), pair.dir.path());
-    let start = |pair: &Pair| Half::open(pair.dir.path(), Side::Primary, STANDBY, MIB).map(drop);
+fn an_image_that_may_be_old_is_started_from_only_by_its_name() {
+    let mut pair = Pair::copying(&pattern(MIB, 3), 64 * MIB);
     pair.finish_copy();
     pair.epoch(1);
-    assert_eq!(marker.read().unwrap(), Some(Mark::Following));
+    pair.await_point();
+    assert_eq!(meta(&pair, STANDBY).head.role, Role::Following);
     pair.wire.cut();
-    drop(std::mem::replace(
-        &mut pair.standby,
-        Half::open(pair.dir.path(), Side::Standby, "other", MIB).unwrap(),
-    ));
-    let error = start(&pair).unwrap_err();
+    drop_standby(&mut pair);
+    let error = start(&pair, STANDBY, None).err().unwrap();
     assert_eq!(error.code(), ErrorCode::Refused);
     assert!(error.chain().contains("never taken over"), "{}", error.chain());
-    assert!(error.chain().contains(&marker.path().display().to_string()), "{}", error.chain());
+    let id = meta(&pair, STANDBY).head.id.to_string();
+    assert!(error.chain().contains(&format!("accept_outdated = \"{id}\"")), "{}", error.chain());
 
-    marker.write(Mark::Copying).unwrap();
-    let error = start(&pair).unwrap_err();
-    assert!(error.chain().contains("holds part of a copy"), "{}", error.chain());
-    assert!(Half::open(pair.dir.path(), Side::Standby, STANDBY, MIB).is_ok(), "a standby copies it again");
-    marker.remove().unwrap();
-    start(&pair).unwrap();
+    assert!(start(&pair, STANDBY, Some("0".repeat(32))).is_err(), "another state's name");
+    drop(start(&pair, STANDBY, Some(id.clone())).unwrap());
+    assert_eq!(meta(&pair, STANDBY).head.role, Role::Active);
+    drop(start(&pair, STANDBY, Some(id)).unwrap());
+}
+
+#[test]
+fn an_image_that_the_other_side_took_over_is_outdated() {
+    let mut pair = Pair::armed(&pattern(MIB, 3), 64 * MIB);
+    pair.block.write(7, b"lost", false).unwrap();
+    pair.primary.disk.disengage(aventine_api::Disengage::NotOwner).unwrap();
+    pair.wire.cut();
+    let standby = Half::open(pair.dir.path(), Side::Standby, "spare", MIB).unwrap();
+    drop(std::mem::replace(&mut pair.primary, standby));
+    pair.block = pair.standby.disk.block();
+    let error = start(&pair, PRIMARY, None).err().unwrap();
+    assert_eq!(error.code(), ErrorCode::Refused);
+    let id = meta(&pair, PRIMARY).head.id.to_string();
+    assert!(
+        error.chain().contains("took the guest over") && error.chain().contains(&id),
+        "{}",
+        error.chain()
+    );
+    assert!(Half::open(pair.dir.path(), Side::Standby, PRIMARY, MIB).is_ok(), "a standby may have it");
+    start(&pair, PRIMARY, Some(id)).unwrap();
+}
+
+#[test]
+fn damaged_metadata_start_no_guest() {
+    let pair = Pair::armed(&pattern(MIB, 3), 64 * MIB);
+    let place = pair.dir.path().join("damaged.img.aventine");
+    fs::write(pair.dir.path().join("damaged.img"), pattern(MIB, 3)).unwrap();
+    fs::write(&place, "following\n").unwrap();
+    let error = start(&pair, "damaged.img", None).err().unwrap();
+    assert_eq!(error.code(), ErrorCode::Refused);
+    assert!(error.chain().contains(&place.display().to_string()), "{}", error.chain());
+    fs::remove_file(place).unwrap();
+    start(&pair, "damaged.img", None).unwrap();
 }
 
 #[test]
@@ -119,11 +180,14 @@ fn a_copy_that_was_cut_leaves_its_note() {
         pair.standby.event(),
         Event::Failed(ErrorCode::PeerLost, "The test cut the channel".to_owned())
     );
-    let marker = Marker::of(&pair.dir.path().join(STANDBY), pair.dir.path());
-    assert_eq!(marker.read().unwrap(), Some(Mark::Copying));
+    assert_eq!(meta(&pair, STANDBY).head.role, Role::Copying);
     let error = pair.standby.disk.activate(Epoch(1)).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Refused);
     assert!(error.chain().contains("no epoch of the disk is committed"), "{}", error.chain());
+    drop_standby(&mut pair);
+    let id = meta(&pair, STANDBY).head.id.to_string();
+    let error = start(&pair, STANDBY, Some(id)).err().unwrap();
+    assert!(error.chain().contains("holds part of a copy"), "{}", error.chain());
 }
 
 #[test]
@@ -146,10 +210,10 @@ fn verbs_of_the_other_side_are_refused() {
             ..Wire::default()
         })
     };
-    assert!(pair.standby.disk.replicate(Box::new(End(spare()))).is_err());
-    assert!(pair.primary.disk.receive(Box::new(End(spare()))).is_err());
-    assert!(pair.primary.disk.replicate(Box::new(End(spare()))).is_err());
-    assert!(pair.standby.disk.receive(Box::new(End(spare()))).is_err());
+    assert!(pair.standby.disk.replicate(Box::new(End(spare())), None).is_err());
+    assert!(pair.primary.disk.receive(Box::new(End(spare())), Box::new(Back(spare()))).is_err());
+    assert!(pair.primary.disk.replicate(Box::new(End(spare())), None).is_err());
+    assert!(pair.standby.disk.receive(Box::new(End(spare())), Box::new(Back(spare()))).is_err());
     assert!(pair.standby.disk.seal(Epoch(2)).is_err());
     assert!(pair.primary.disk.commit(Epoch(1)).is_err());
     assert!(pair.primary.disk.apply(Epoch(1)).is_err());

@@ -295,8 +295,8 @@ impl Pair {
 
     fn join(&mut self) {
         let (tx, rx) = sync_channel(4);
-        self.primary.disk.replicate(Box::new(Tx(tx))).unwrap();
-        self.standby.disk.receive(Box::new(Rx(rx))).unwrap();
+        self.primary.disk.replicate(Box::new(Tx(tx)), None).unwrap();
+        self.standby.disk.receive(Box::new(Rx(rx)), Box::new(Tx(sync_channel(4).0))).unwrap();
     }
 
     /// The same, with the first epoch committed.

@@ -68,7 +68,7 @@ fn an_epoch_waits_for_a_resync() {
     });
     let mut primary = Half::open(dir.path(), &twin, Side::Primary, BUFFER).unwrap();
     let (tx, _rx) = sync_channel(4);
-    primary.disk.replicate(Box::new(Tx(tx))).unwrap();
+    primary.disk.replicate(Box::new(Tx(tx)), None).unwrap();
     primary.disk.block().write(0, b"meanwhile", true).unwrap();
     await_that(|| primary.disk.progress().done > 0);
     assert!(primary.disk.progress().done < MIB as u64);
@@ -89,7 +89,7 @@ fn protocol_c_is_spoken_while_the_disk_is_replicated() {
     twin.change(|inner| inner.protocol = 'A');
     let mut primary = Half::open(dir.path(), &twin, Side::Primary, BUFFER).unwrap();
     let (tx, _rx) = sync_channel(4);
-    primary.disk.replicate(Box::new(Tx(tx))).unwrap();
+    primary.disk.replicate(Box::new(Tx(tx)), None).unwrap();
     await_that(|| primary.disk.progress().done == MIB as u64);
     assert_eq!(twin.inner.lock().unwrap().protocol, 'C');
     primary.disk.disengage(Disengage::Owner).unwrap();

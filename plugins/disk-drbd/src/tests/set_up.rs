@@ -52,12 +52,12 @@ fn replication_takes_a_connection() {
     let (dir, twin) = twin();
     let mut half = Half::open(dir.path(), &twin, Side::Primary, BUFFER).unwrap();
     twin.connect(Connection::StandAlone);
-    let error = half.disk.replicate(Box::new(Tx(sync_channel(4).0))).unwrap_err();
+    let error = half.disk.replicate(Box::new(Tx(sync_channel(4).0)), None).unwrap_err();
     assert_eq!(error.code(), ErrorCode::Unavailable);
     twin.connect(Connection::Connected);
     twin.change(|inner| inner.contents[1] = Contents::None);
     let (tx, _rx) = sync_channel(4);
-    half.disk.replicate(Box::new(Tx(tx))).unwrap();
+    half.disk.replicate(Box::new(Tx(tx)), None).unwrap();
     let Event::Failed(ErrorCode::Unavailable, said) = half.event() else { panic!("no disk there") };
     assert!(said.contains("on the other host"), "{said}");
 }
@@ -74,13 +74,13 @@ fn a_disk_that_does_not_fit_is_refused() {
         let mut half = Half::open(dir.path(), &twin, Side::Standby, BUFFER).unwrap();
         let (tx, rx) = sync_channel(1);
         tx.send((RecordHead { epoch: Epoch::COPY, kind: record.0 }, record.1)).unwrap();
-        let error = half.disk.receive(Box::new(Rx(rx))).unwrap_err();
+        let error = half.disk.receive(Box::new(Rx(rx)), Box::new(Tx(sync_channel(4).0))).unwrap_err();
         assert!(error.chain().contains(says), "{}", error.chain());
     }
     let (dir, twin) = twin();
     let mut half = Half::open(dir.path(), &twin, Side::Standby, BUFFER).unwrap();
     let (_, ended) = sync_channel(1);
-    let error = half.disk.receive(Box::new(Rx(ended))).unwrap_err();
+    let error = half.disk.receive(Box::new(Rx(ended)), Box::new(Tx(sync_channel(4).0))).unwrap_err();
     assert_eq!(error.code(), ErrorCode::PeerLost);
 }
 

@@ -39,7 +39,7 @@ fn a_primary_that_does_not_give_up_is_disconnected_and_found_again() {
     // It looks for the other side again once that is the standby.
     let Pair { mut standby, twin, .. } = pair;
     let (tx, _rx) = sync_channel(4);
-    standby.disk.replicate(Box::new(Tx(tx))).unwrap();
+    standby.disk.replicate(Box::new(Tx(tx)), None).unwrap();
     assert_eq!(twin.inner.lock().unwrap().connection, Connection::Connected);
 }
 
@@ -93,7 +93,7 @@ fn follow(records: Vec<Record>) -> (Half, Event) {
     let (tx, rx) = sync_channel(records.len() + 1);
     tx.send((RecordHead { epoch: Epoch::COPY, kind: kind::DESCRIBE }, describe(4096, "r0"))).unwrap();
     records.into_iter().for_each(|record| tx.send(record).unwrap());
-    half.disk.receive(Box::new(Rx(rx))).unwrap();
+    half.disk.receive(Box::new(Rx(rx)), Box::new(Tx(sync_channel(4).0))).unwrap();
     drop(tx);
     let event = half.event();
     (half, event)

@@ -47,13 +47,13 @@ pub trait DiskV1: Send {
     fn depth(&self) -> Answer<u32>;
     fn route(&self) -> Answer<ROption<RString>>;
     fn block(&self) -> Answer<BlockArc>;
-    fn replicate(&mut self, tx: RecordTxBox) -> Answer<()>;
+    fn replicate(&mut self, tx: RecordTxBox, back: ROption<RecordRxBox>) -> Answer<()>;
     fn progress(&self) -> Answer<DiskProgressV1>;
     fn pausing(&self) -> Answer<()>;
     fn seal(&mut self, epoch: u64) -> Answer<()>;
     fn release(&mut self, epoch: u64) -> Answer<()>;
     fn disengage(&mut self, why: u8) -> Answer<()>;
-    fn receive(&mut self, rx: RecordRxBox) -> Answer<()>;
+    fn receive(&mut self, rx: RecordRxBox, back: RecordTxBox) -> Answer<()>;
     fn commit(&mut self, epoch: u64) -> Answer<()>;
     fn apply(&mut self, epoch: u64) -> Answer<()>;
     fn activate(&mut self, epoch: u64) -> Answer<()>;
@@ -132,8 +132,9 @@ impl DiskV1 for Exported<Box<dyn Disk>> {
         self.ask(|d| BlockV1_TO::from_ptr(RArc::new(Exported::new(d.block())), sabi_trait::TD_Opaque))
     }
 
-    fn replicate(&mut self, tx: RecordTxBox) -> Answer<()> {
-        self.call(|d| d.replicate(Box::new(ImportedRecordTx(tx))))
+    fn replicate(&mut self, tx: RecordTxBox, back: ROption<RecordRxBox>) -> Answer<()> {
+        let back = back.into_option().map(|rx| Box::new(ImportedRecordRx(rx)) as Box<dyn RecordRx>);
+        self.call(|d| d.replicate(Box::new(ImportedRecordTx(tx)), back))
     }
 
     fn progress(&self) -> Answer<DiskProgressV1> {
@@ -159,8 +160,8 @@ impl DiskV1 for Exported<Box<dyn Disk>> {
         self.last_call(|d| d.disengage(disengage(why)?))
     }
 
-    fn receive(&mut self, rx: RecordRxBox) -> Answer<()> {
-        self.call(|d| d.receive(Box::new(ImportedRecordRx(rx))))
+    fn receive(&mut self, rx: RecordRxBox, back: RecordTxBox) -> Answer<()> {
+        self.call(|d| d.receive(Box::new(ImportedRecordRx(rx)), Box::new(ImportedRecordTx(back))))
     }
 
     fn commit(&mut self, epoch: u64) -> Answer<()> {
@@ -213,8 +214,12 @@ impl Disk for ImportedDisk {
         Arc::clone(&self.block)
     }
 
-    fn replicate(&mut self, tx: Box<dyn RecordTx>) -> Result<(), PluginError> {
-        native(self.object.replicate(export_tx(tx)))
+    fn replicate(
+        &mut self,
+        tx: Box<dyn RecordTx>,
+        back: Option<Box<dyn RecordRx>>,
+    ) -> Result<(), PluginError> {
+        native(self.object.replicate(export_tx(tx), back.map(export_rx).into()))
     }
 
     /// A dead plugin's copy is never complete.
@@ -240,8 +245,8 @@ impl Disk for ImportedDisk {
         native(self.object.disengage(why as u8))
     }
 
-    fn receive(&mut self, rx: Box<dyn RecordRx>) -> Result<(), PluginError> {
-        native(self.object.receive(export_rx(rx)))
+    fn receive(&mut self, rx: Box<dyn RecordRx>, back: Box<dyn RecordTx>) -> Result<(), PluginError> {
+        native(self.object.receive(export_rx(rx), export_tx(back)))
     }
 
     fn commit(&mut self, epoch: Epoch) -> Result<(), PluginError> {

@@ -105,8 +105,9 @@ impl<B: DiskBench> Desk<B> {
     /// Begins a session.
     pub(super) fn connect(&mut self) -> Seen {
         let (tx, rx) = self.wire.ends();
-        done("`replicate`", self.primary.disk.replicate(tx))?;
-        done("`receive`", self.standby.disk.receive(rx))
+        let (listens, answers) = self.wire.back();
+        done("`replicate`", self.primary.disk.replicate(tx, Some(listens)))?;
+        done("`receive`", self.standby.disk.receive(rx, answers))
     }
 
     /// The channel is lost; a session with a standby of its own begins.

@@ -24,6 +24,8 @@ pub(super) struct Shared {
 
 pub(super) struct State {
     records: VecDeque<(RecordHead, Vec<u8>)>,
+    /// On the way back. Bounded by what a plugin answers; nothing waits for room there.
+    back: VecDeque<(RecordHead, Vec<u8>)>,
     /// Records under way at which the sender waits.
     pub(super) capacity: usize,
     /// Records that the standby may still get.
@@ -55,6 +57,7 @@ impl Wire {
     pub(super) fn new() -> Wire {
         let state = State {
             records: VecDeque::new(),
+            back: VecDeque::new(),
             capacity: CAPACITY,
             allowed: usize::MAX,
             sent: Vec::new(),
@@ -71,6 +74,11 @@ impl Wire {
 
     pub(super) fn ends(&self) -> (Box<dyn RecordTx>, Box<dyn RecordRx>) {
         (Box::new(Sending(Arc::clone(&self.0))), Box::new(Receiving(Arc::clone(&self.0))))
+    }
+
+    /// The way back: the primary's end and the standby's.
+    pub(super) fn back(&self) -> (Box<dyn RecordRx>, Box<dyn RecordTx>) {
+        (Box::new(Back(Arc::clone(&self.0))), Box::new(Back(Arc::clone(&self.0))))
     }
 }
 
@@ -110,6 +118,7 @@ impl Shared {
         self.change(|s| {
             s.cut = true;
             s.records.clear();
+            s.back.clear();
         });
     }
 
@@ -200,6 +209,34 @@ impl RecordRx for Receiving {
         (state.got, state.waits) = (Some(head), false);
         wire.changed.notify_all();
         drop(state);
+        *payload = bytes;
+        Ok(head)
+    }
+}
+
+/// Either end of the way back. That it is dropped says nothing: a plugin need not use it.
+struct Back(Arc<Shared>);
+
+impl RecordTx for Back {
+    fn send(&mut self, head: RecordHead, parts: &[&[u8]]) -> Result<(), PluginError> {
+        let payload = parts.concat();
+        let mut state = lock(&self.0.state);
+        if state.cut {
+            return Err(lost());
+        }
+        state.longest = state.longest.max(payload.len());
+        if payload.len() <= MAX_RECORD {
+            state.back.push_back((head, payload));
+        }
+        self.0.changed.notify_all();
+        Ok(())
+    }
+}
+
+impl RecordRx for Back {
+    fn recv(&mut self, payload: &mut Vec<u8>) -> Result<RecordHead, PluginError> {
+        let mut state = self.0.wait_while(|s| s.back.is_empty());
+        let (head, bytes) = state.back.pop_front().ok_or_else(lost)?;
         *payload = bytes;
         Ok(head)
     }

@@ -102,7 +102,11 @@ impl Disk for Faulty {
         Arc::clone(&self.device) as Arc<dyn BlockDevice>
     }
 
-    fn replicate(&mut self, tx: Box<dyn RecordTx>) -> Result<(), PluginError> {
+    fn replicate(
+        &mut self,
+        tx: Box<dyn RecordTx>,
+        _back: Option<Box<dyn RecordRx>>,
+    ) -> Result<(), PluginError> {
         self.end();
         self.sessions += 1;
         let copies = self.sessions == 1 || !self.device.is(Fault::CopiesOnce);
@@ -183,7 +187,7 @@ impl Disk for Faulty {
         Ok(())
     }
 
-    fn receive(&mut self, mut rx: Box<dyn RecordRx>) -> Result<(), PluginError> {
+    fn receive(&mut self, mut rx: Box<dyn RecordRx>, _back: Box<dyn RecordTx>) -> Result<(), PluginError> {
         let mut payload = Vec::new();
         match rx.recv(&mut payload) {
             Err(_) if self.device.is(Fault::BeginsWithoutAPrimary) => return Ok(()),

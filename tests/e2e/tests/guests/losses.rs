@@ -145,6 +145,46 @@ fn a_standby_that_comes_back_is_taken_back() {
     assert_undisturbed(&finish(&lab, load));
 }
 
+/// What the newest copy of the disk had to send, and has sent.
+fn resynced(status: &Status) -> (u64, u64) {
+    let figure =
+        |name: &str| status.metrics.iter().find(|m| m.plugin == "disk0" && m.name == name).unwrap().value;
+    (figure("resync_total_bytes"), figure("resynced_bytes"))
+}
+
+#[test]
+fn a_disk_that_was_away_gets_what_has_changed_and_loses_what_was_not_committed() {
+    let lab = lab("resync");
+    let (mut pair, load) = with_load(&lab);
+    let size = fs::metadata(pair.primary.dir().join("disk.img")).unwrap().len();
+    assert_eq!(resynced(&pair.primary.status().unwrap()), (size, size), "the first copy is a full one");
+    // Byte 10 of the metadata is the role: the standby has reached a point.
+    let metadata = pair.standby.dir().join("disk.img.aventine");
+    wait_until("the first point", || fs::read(&metadata).is_ok_and(|m| m[10] == 2));
+    for round in 1..=2 {
+        pair.standby.kill(false).unwrap();
+        pair.primary.wait_for("going on alone", TAKEOVER, |status| status.state == "unprotected").unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+        lab.restart_standby(&mut pair).unwrap();
+        let (total, done) = resynced(&pair.primary.status().unwrap());
+        println!("the standby was away: {total} of {size} bytes");
+        assert!(done == total && total < size / 2, "{done} of {total} bytes were sent in round {round}");
+        load.wait_answers(SOME, LIMIT).unwrap();
+        // The old primary has writes that nobody committed.
+        pair.fail_over(round == 1).unwrap();
+        load.wait_answers(SOME, LIMIT).unwrap();
+        pair.change_roles();
+        lab.restart_standby(&mut pair).unwrap();
+        let (total, done) = resynced(&pair.primary.status().unwrap());
+        println!("the old primary came back: {total} of {size} bytes");
+        assert!(done == total && total < size, "{done} of {total} bytes were sent in round {round}");
+        load.wait_answers(SOME, LIMIT).unwrap();
+    }
+    assert_undisturbed(&finish(&lab, load));
+    let [ours, theirs] = [&pair.primary, &pair.standby].map(|node| node.dir().join("disk.img"));
+    wait_until("the images are the same", || fs::read(&ours).unwrap() == fs::read(&theirs).unwrap());
+}
+
 /// Whether a process has ended, waited for or not.
 fn has_ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

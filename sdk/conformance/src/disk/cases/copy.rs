@@ -63,9 +63,10 @@ pub(crate) fn an_image_that_does_not_fit_is_refused<B: DiskBench>(_: &str) -> Se
         let theirs = pattern(size, 5);
         let mut desk = Desk::on(B::new(&pattern(SIZE, 1), Some(&theirs)), pattern(SIZE, 1))?;
         let (tx, rx) = desk.wire.ends();
-        done("`replicate`", desk.primary.disk.replicate(tx))?;
+        let (listens, answers) = desk.wire.back();
+        done("`replicate`", desk.primary.disk.replicate(tx, Some(listens)))?;
         let Desk { mut standby, wire, bench, .. } = desk;
-        let answer = within(B::PATIENCE, "`receive`", move || standby.disk.receive(rx))?;
+        let answer = within(B::PATIENCE, "`receive`", move || standby.disk.receive(rx, answers))?;
         wire.cut();
         if answer.is_ok() {
             return Err(format!("an image of {size} bytes was taken for a disk of {SIZE}"));
@@ -78,9 +79,10 @@ pub(crate) fn an_image_that_does_not_fit_is_refused<B: DiskBench>(_: &str) -> Se
 pub(crate) fn a_session_that_never_began_is_an_error<B: DiskBench>(_: &str) -> Seen {
     let desk = Desk::<B>::apart(pattern(SIZE, 1))?;
     let (_, rx) = desk.wire.ends();
+    let (_, answers) = desk.wire.back();
     desk.wire.cut();
     let Half { mut disk, .. } = desk.standby;
-    match within(B::PATIENCE, "`receive` of a channel that has ended", move || disk.receive(rx))? {
+    match within(B::PATIENCE, "`receive` of a channel that has ended", move || disk.receive(rx, answers))? {
         Err(e) if e.code() == ErrorCode::PeerLost => Ok(()),
         Err(e) => Err(format!("`receive` answers {:?}, not `PeerLost`: {}", e.code(), e.chain())),
         Ok(()) => Err("`receive` is content with a channel that has ended".to_owned()),

@@ -138,7 +138,7 @@ impl EndOfDisk {
         match words[0] {
             "replicate" => {
                 let stream = TcpStream::connect(format!("{}:{PORT}", words[1])).map_err(lost)?;
-                self.disk.replicate(Box::new(Channel(stream)))?;
+                self.disk.replicate(Box::new(Channel(stream)), None)?;
                 let complete = |disk: &dyn Disk| disk.progress().done == disk.progress().total;
                 await_that("copy of DRBD's", || complete(&*self.disk));
             }
@@ -146,7 +146,8 @@ impl EndOfDisk {
                 let listener = TcpListener::bind(format!("0.0.0.0:{PORT}")).map_err(lost)?;
                 println!("listening");
                 let (stream, _) = listener.accept().map_err(lost)?;
-                self.disk.receive(Box::new(Channel(stream)))?;
+                let back = Channel(stream.try_clone().map_err(lost)?);
+                self.disk.receive(Box::new(Channel(stream)), Box::new(back))?;
             }
             "write" => {
                 for (at, data) in writes(number, self.block.size()) {
