@@ -138,6 +138,6 @@ impl Copier<'_> {
         if *piece == ZEROES[..piece.len()] {
             return Ok(Change::zero(self.at, piece.len() as u64, true));
         }
-        Ok(Change::piece(self.at, piece.to_vec()))
+        Ok(Change::piece(self.at, self.outbox.pool.copy(piece)))
     }
 }
