@@ -39,7 +39,7 @@ const CHANGE_COST: usize = 64;
 const MAX_CHANGES: usize = 256;
 const MAX_BYTES: usize = 512 << 10;
 /// Bytes that are sent at once, and how long fewer wait for more.
-const ENOUGH: usize = 64 << 10;
+const ENOUGH: usize = 256 << 10;
 const LINGER: Duration = Duration::from_millis(1);
 
 /// Why an epoch could not be sealed.

@@ -188,3 +188,136 @@ pub(crate) fn write_all(file: &File, mut offset: u64, mut data: &[u8], sync: boo
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::image::Image;
+    use std::fs;
+    use std::io::IoSlice;
+    use std::ops::Range;
+    use std::thread;
+
+    const SIZE: usize = (256 << 10) + 100;
+    const THREADS: usize = 4;
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 11) as usize % limit
+        }
+
+        /// Part of a range; often in whole blocks where that has some.
+        fn part(&mut self, of: &Range<usize>) -> Range<usize> {
+            let blocks = of.start.next_multiple_of(4096)..of.end / 4096 * 4096;
+            if self.below(2) == 0 && blocks.start < blocks.end {
+                let first = blocks.start / 4096 + self.below(blocks.len() / 4096);
+                let last = first + 1 + self.below(blocks.end / 4096 - first);
+                return first * 4096..last * 4096;
+            }
+            let start = of.start + self.below(of.len());
+            start..start + 1 + self.below(of.end - start)
+        }
+    }
+
+    /// A thread changes and reads its ranges, which share blocks with those of others.
+    fn disturb(
+        image: &Image,
+        mut mine: Vec<(Range<usize>, Vec<u8>)>,
+        mut random: Random,
+    ) -> Vec<(Range<usize>, Vec<u8>)> {
+        for round in 0..60 {
+            let which = random.below(mine.len());
+            let (range, model) = &mut mine[which];
+            let part = random.part(range);
+            let inner = &mut model[part.start - range.start..part.end - range.start];
+            let offset = part.start as u64;
+            match random.below(4) {
+                0 => {
+                    inner.fill(0);
+                    image.zero(offset, part.len() as u64, round % 2 == 0).unwrap();
+                }
+                1 => {
+                    // At an address that suits nothing, or everything.
+                    let mut got = vec![1; part.len() + 1];
+                    let at = random.below(2);
+                    image.read(offset, &mut got[at..part.len() + at]).unwrap();
+                    assert!(got[at..part.len() + at] == *inner, "{part:?} after {round} rounds");
+                }
+                _ => {
+                    inner.iter_mut().for_each(|byte| *byte = random.below(256) as u8);
+                    image.write(offset, inner, random.below(8) == 0).unwrap();
+                }
+            }
+        }
+        mine
+    }
+
+    #[test]
+    fn requests_at_the_same_time_disturb_none_beside_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for seed in 1..25 {
+            let path = dir.path().join(format!("{seed}.img"));
+            let image = Image::create(&path, SIZE as u64).unwrap().direct();
+            let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+            let mut cuts: Vec<_> =
+                (0..40).map(|n| random.below(SIZE >> 12) * 4096 + n % 2 * random.below(4096)).collect();
+            cuts.extend([0, SIZE]);
+            cuts.sort_unstable();
+            cuts.dedup();
+            let ranges: Vec<_> = cuts.windows(2).map(|w| w[0]..w[1]).collect();
+            let image = &image;
+            let done: Vec<_> = thread::scope(|scope| {
+                let threads: Vec<_> = (0..THREADS)
+                    .map(|n| {
+                        let mine = ranges.iter().skip(n).step_by(THREADS);
+                        let mine = mine.map(|r| (r.clone(), vec![0; r.len()])).collect();
+                        let random = Random(random.0.wrapping_add(n as u64 * 77));
+                        scope.spawn(move || disturb(image, mine, random))
+                    })
+                    .collect();
+                threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
+            });
+            let mut expected = vec![0; SIZE];
+            done.iter().for_each(|(range, model)| expected[range.clone()].copy_from_slice(model));
+            let mut got = vec![1; SIZE];
+            image.read(0, &mut got).unwrap();
+            assert!(got == expected, "read past the page cache, seed {seed}");
+            assert!(fs::read(&path).unwrap() == expected, "read through it, seed {seed}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_behind_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.img");
+        let image = Image::create(&path, 4 << 20).unwrap().direct();
+        let mut expected = vec![0; 4 << 20];
+        // Long and short ones, whole blocks and not, more parts than the kernel takes at once.
+        for (offset, lens) in [
+            (0, vec![512 << 10]),
+            (512, vec![100, 412, 3]),
+            (4096, vec![128 << 10, 4096]),
+            (1 << 20, vec![17; 3000]),
+            (2 << 20, vec![100_000, 31_072, 4096]),
+        ] {
+            let data: Vec<u8> = (0..lens.iter().sum()).map(|i: usize| (i % 251) as u8 + 1).collect();
+            let mut rest = &data[..];
+            let parts: Vec<_> =
+                lens.iter().map(|len| IoSlice::new(rest.split_off(..*len).unwrap())).collect();
+            image.write_behind(offset as u64, &parts).unwrap();
+            expected[offset..offset + data.len()].copy_from_slice(&data);
+        }
+        let mut got = vec![1; 4 << 20];
+        image.read(0, &mut got).unwrap();
+        assert!(got == expected);
+        image.write(512, &[9; 512], true).unwrap();
+        expected[512..1024].fill(9);
+        assert!(fs::read(&path).unwrap() == expected);
+        assert!(!image.is_synced());
+        image.sync().unwrap();
+    }
+}

@@ -19,6 +19,8 @@ pub static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
 /// Writes behind of so many bytes gain nothing from the page cache.
 const LONG: usize = 128 << 10;
+/// Every device can make so many bytes zero, where they begin at a multiple.
+const BLOCK: u64 = 4096;
 /// Slices that the kernel takes at once.
 const MOST_PARTS: usize = 1024;
 
@@ -170,6 +172,8 @@ pub struct Image {
     direct: Option<Direct>,
     path: PathBuf,
     size: u64,
+    /// Whether it is a block device.
+    device: bool,
     /// Whether it was said that the image has grown.
     grown: AtomicBool,
     /// Whether something was written since the last sync began.
@@ -229,7 +233,8 @@ impl Image {
     fn new(file: File, path: &Path, size: u64) -> Image {
         let (unsynced, sync_failed) = (AtomicBool::new(true), Mutex::new(false));
         let (path, grown) = (path.to_owned(), AtomicBool::new(false));
-        Image { file, direct: None, path, size, grown, unsynced, sync_failed }
+        let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
+        Image { file, direct: None, path, size, device, grown, unsynced, sync_failed }
     }
 
     /// From now on reads and writes of whole blocks go past the page cache, where the image allows that; says so where it
@@ -353,20 +358,39 @@ impl Image {
         done.map_err(|e| self.write_error(offset, len, e))
     }
 
-    fn zero_range(&self, mut offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    fn zero_range(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         let _alone = self.direct.as_ref().map(Direct::through_cache);
+        if !self.device {
+            return self.zero_whole(offset, len, unmap);
+        }
+        // A device takes whole blocks only.
+        let end = offset + len;
+        let first = offset.next_multiple_of(BLOCK).min(end);
+        let last = (end / BLOCK * BLOCK).max(first);
+        self.write_zeroes(offset, first - offset)?;
+        if last > first {
+            self.zero_whole(first, last - first, unmap)?;
+        }
+        self.write_zeroes(last, end - last)
+    }
+
+    fn zero_whole(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         let punch = unmap.then_some(FallocateFlags::PUNCH_HOLE);
         for mode in punch.into_iter().chain([FallocateFlags::ZERO_RANGE]) {
             loop {
                 match fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, len) {
                     Ok(()) => return Ok(()),
                     Err(Errno::INTR) => {}
-                    // INVAL: a device that wants whole blocks.
+                    // INVAL: a device with longer blocks.
                     Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => break,
                     Err(e) => return Err(e.into()),
                 }
             }
         }
+        self.write_zeroes(offset, len)
+    }
+
+    fn write_zeroes(&self, mut offset: u64, len: u64) -> io::Result<()> {
         let end = offset + len;
         while offset < end {
             let piece = (end - offset).min(ZEROES.len() as u64);
@@ -520,6 +544,29 @@ mod tests {
         File::create(dir.path().join("empty")).unwrap();
         assert!(matches!(Image::open(&dir.path().join("empty")), Err(OpenError::Empty { .. })));
         assert!(matches!(Image::create(&dir.path().join("no/dir"), 1), Err(OpenError::Create { .. })));
+    }
+
+    #[test]
+    fn an_image_that_was_cut_off_is_named_and_one_that_has_grown_serves_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.img");
+        for direct in [false, true] {
+            let image = Image::create(&path, 1 << 20).unwrap();
+            let image = if direct { image.direct() } else { image };
+            let resize = |to| OpenOptions::new().write(true).open(&path).unwrap().set_len(to).unwrap();
+            resize(2 << 20);
+            image.write(0, &[3; 512], false).unwrap();
+            image.sync().unwrap();
+            assert_eq!(image.size(), 1 << 20);
+            resize(1 << 19);
+            let error = image.sync().unwrap_err();
+            assert!(matches!(error, ImageError::Shrunk { was: 0x10_0000, is: 0x8_0000, .. }), "{error}");
+            let error = image.read(1 << 19, &mut [0; 4096]).unwrap_err();
+            assert!(matches!(error, ImageError::Shrunk { .. }), "{error}");
+            resize(1 << 20);
+            image.sync().unwrap();
+            fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
 mod clients;
+mod concurrent;
 mod hostile;
 mod raw;
 mod sockets;
