@@ -371,13 +371,13 @@ impl Staging {
     }
 
     fn keep(&self, received: &mut Vec<u8>) -> Result<(), FollowError> {
-        // What is short does not keep the memory of what is long.
-        let payload = if received.len() > received.capacity() / 2 {
+        // What is short does not keep the memory of what is long: a third more is not counted.
+        let payload = if received.len() > received.capacity() / 4 * 3 {
             std::mem::replace(received, self.pool.take())
         } else {
             received.clone()
         };
-        let bytes = payload.capacity() + RECORD_COST;
+        let bytes = payload.len() + RECORD_COST;
         let mut state = lock(&self.state);
         if state.stopped {
             return Ok(());

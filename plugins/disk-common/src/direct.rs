@@ -71,7 +71,8 @@ impl Aligned {
 impl Direct {
     /// Opens the image of `file` once more.
     pub(crate) fn of(file: &File) -> Result<Direct, DirectError> {
-        if fstatfs(file).map_err(io::Error::from)?.f_type as i64 == TMPFS {
+        // Of a device it tells where its node is.
+        if file.metadata()?.is_file() && fstatfs(file).map_err(io::Error::from)?.f_type as i64 == TMPFS {
             return Err(DirectError::Memory);
         }
         let (block, memory) = match statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
@@ -195,6 +196,9 @@ mod tests {
     use std::fs;
     use std::io::IoSlice;
     use std::ops::Range;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+    use std::process::Command;
     use std::thread;
 
     const SIZE: usize = (256 << 10) + 100;
@@ -288,6 +292,54 @@ mod tests {
             assert!(got == expected, "read past the page cache, seed {seed}");
             assert!(fs::read(&path).unwrap() == expected, "read through it, seed {seed}");
         }
+    }
+
+    /// A loop device, given back at the end.
+    struct Loop(String);
+
+    impl Loop {
+        /// `None`: not for this user, or not on this machine.
+        fn on(file: &Path) -> Option<Loop> {
+            let there = rustix::process::geteuid().is_root() && fs::metadata("/dev/loop-control").is_ok();
+            let made = there
+                .then(|| Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok())??;
+            made.status.success().then(|| Loop(String::from_utf8_lossy(&made.stdout).trim().to_owned()))
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+        }
+    }
+
+    #[test]
+    fn a_device_is_made_zero_by_whole_blocks_and_the_rest_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("volume");
+        fs::write(&path, vec![7; 4 << 20]).unwrap();
+        let Some(device) = Loop::on(&path) else {
+            return eprintln!("not run: this needs root and loop devices");
+        };
+        let image = Image::open(Path::new(&device.0)).unwrap().direct();
+        assert!(image.is_direct());
+        assert_eq!(image.size(), 4 << 20);
+        let before = fs::metadata(&path).unwrap().blocks();
+        image.zero(1000, 3 << 20, true).unwrap();
+        image.sync().unwrap();
+        // All but the two blocks at its ends was given back.
+        assert!(fs::metadata(&path).unwrap().blocks() <= before - (3 << 20) / 512 + 16);
+        image.zero((3 << 20) + 2000, 100, false).unwrap();
+        image.write((3 << 20) + 4096, &[9; 1024], true).unwrap();
+        let mut expected = vec![7; 4 << 20];
+        expected[1000..1000 + (3 << 20)].fill(0);
+        expected[(3 << 20) + 2000..(3 << 20) + 2100].fill(0);
+        expected[(3 << 20) + 4096..(3 << 20) + 5120].fill(9);
+        let mut got = vec![1; 4 << 20];
+        image.read(0, &mut got).unwrap();
+        assert!(got == expected);
+        image.sync().unwrap();
+        assert!(fs::read(&path).unwrap() == expected);
     }
 
     #[test]

@@ -173,6 +173,10 @@ impl Pair {
                 done
             });
             let driven = self.drive();
+            if driven.is_err() {
+                // The load goes on without, and ends. That it fails, too, says nothing more.
+                let _ = self.primary.disengage(Disengage::Owner);
+            }
             let done = loading.join().map_err(|_| BenchError::Panicked)?;
             driven.map(|()| done)
         })?;
@@ -186,7 +190,9 @@ impl Pair {
     fn drive(&mut self) -> Result<(), BenchError> {
         let mut due = Instant::now() + INTERVAL;
         loop {
-            match self.hear(due.saturating_duration_since(Instant::now()))? {
+            let held = self.sealed.0 - self.committed.0 >= u64::from(self.primary.depth());
+            let until_due = due.saturating_duration_since(Instant::now());
+            match self.hear(if held { INTERVAL } else { until_due })? {
                 Some(Event::LoadEnded) => return Ok(()),
                 Some(Event::Early) => due = Instant::now(),
                 _ => {}
