@@ -6,7 +6,7 @@
 //! reads it as well. So the standby, which carries out both in the queue's order, ends with the same image, and
 //! whatever it had before is overwritten: holes are sent as zeroes.
 
-use crate::blocks::BLOCK;
+use crate::blocks::block_of;
 use crate::device::{Device, Medium};
 use crate::outbox::{Origin, Outbox};
 use crate::talk::Plan;
@@ -52,7 +52,8 @@ pub(crate) fn copy(
         Plan::Changed(theirs) => {
             // Changed later: in the queue.
             theirs.or(&history.changed());
-            let bytes = |blocks: Range<u64>| blocks.start * BLOCK..(blocks.end * BLOCK).min(image.size());
+            let (size, block) = (image.size(), block_of(image.size()));
+            let bytes = |blocks: Range<u64>| blocks.start * block..(blocks.end * block).min(size);
             let ranges: Vec<_> = theirs.ranges().into_iter().map(bytes).filter(|r| !r.is_empty()).collect();
             let size = ranges.iter().map(|r| r.end - r.start).sum();
             tracing::info!(image = %image.path().display(), bytes = size, "a resync: only changed blocks");

@@ -185,7 +185,7 @@ pub fn note(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::{BLOCK, Blocks, REGION};
+    use crate::blocks::{Blocks, REGION, block_of};
     use crate::meta::{Head, Id, Role};
     use crate::wire::Change;
     use aventine_disk_common::image::Stamp;
@@ -227,9 +227,15 @@ mod tests {
 
     #[test]
     fn records_and_metadata_of_any_bytes_are_taken() {
-        let told =
-            Description { size: 1 << 30, block: BLOCK, asks: true, point: Id([1; 16]), previous: Id::NONE };
-        let (blocks, regions) = (Blocks::of(SIZE as u64, BLOCK), Blocks::of(SIZE as u64, REGION));
+        let told = Description {
+            size: 1 << 30,
+            block: block_of(1 << 30),
+            asks: true,
+            point: Id([1; 16]),
+            previous: Id::NONE,
+        };
+        let (blocks, regions) =
+            (Blocks::of(SIZE as u64, block_of(SIZE as u64)), Blocks::of(SIZE as u64, REGION));
         blocks.insert(0..1);
         let head = Head {
             role: Role::Following,

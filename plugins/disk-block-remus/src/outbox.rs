@@ -17,7 +17,7 @@
 //!   epoch's commit waits for does not: a barrier sends all that is queued.
 //! - Once the queue has ended, nobody waits for it any more.
 
-use crate::blocks::BLOCK;
+use crate::blocks::block_of;
 use crate::config::Durable;
 use crate::device::Medium;
 use crate::history::{History, Next};
@@ -141,7 +141,8 @@ impl Outbox {
     ) -> Outbox {
         history.begin_session();
         let (point, previous) = history.points();
-        let description = Description { size: image.size(), block: BLOCK, asks, point, previous };
+        let size = image.size();
+        let description = Description { size, block: block_of(size), asks, point, previous };
         let state = State {
             items: VecDeque::from([Item::Note(Note::Describe(description))]),
             bytes: 0,

@@ -1,6 +1,6 @@
 //! What the standby says during a session, as the primary's threads wait for it.
 
-use crate::blocks::{BLOCK, Blocks};
+use crate::blocks::{Blocks, block_of};
 use crate::meta::Id;
 use crate::wire::{AnswerRecord, RecordError, parse_answer};
 use aventine_api::{ErrorCode, PluginError, RecordHead, RecordRx};
@@ -37,7 +37,7 @@ impl Talk {
         let corrupt = |error| PluginError::new(ErrorCode::Corrupt, ListenError(error));
         let mut payload = Vec::new();
         // Until the answer.
-        let mut theirs = Some(Blocks::of(size, BLOCK));
+        let mut theirs = Some(Blocks::of(size, block_of(size)));
         loop {
             let RecordHead { kind, epoch } = match rx.recv(&mut payload) {
                 Err(error) if theirs.is_none() && error.code() == ErrorCode::PeerLost => {

@@ -15,7 +15,7 @@
 //! Reached    point 16                                                  it is in the standby's metadata
 //! ```
 
-use crate::blocks::{BLOCK, Blocks};
+use crate::blocks::{Blocks, block_of};
 use crate::history::Next;
 use crate::meta::Id;
 use aventine_disk_common::change::take;
@@ -100,7 +100,7 @@ impl Description {
             Some("the primary's image has no history")
         } else if !point.is_some() {
             Some("the standby's image has no history")
-        } else if self.block != BLOCK {
+        } else if self.block != block_of(self.size) {
             Some("the primary notes blocks of another size")
         } else if self.point == point || self.previous == point || self.point == previous {
             None
@@ -186,7 +186,7 @@ mod tests {
 
     fn described(point: u8, previous: u8) -> Description {
         let (point, previous) = (Id([point; 16]), Id([previous; 16]));
-        Description { size: 77, block: BLOCK, asks: true, point, previous }
+        Description { size: 77, block: block_of(77), asks: true, point, previous }
     }
 
     #[test]
