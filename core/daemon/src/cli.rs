@@ -74,6 +74,25 @@ If it cannot be done, the guest runs on here.")]
         #[command(flatten)]
         which: Which,
     },
+    /// Compare the disks' images on both hosts while the guest is protected, and repair the standby's
+    #[command(after_help = "\
+Examples:
+  aventine verify /etc/aventine/web.toml
+  aventine verify /etc/aventine/web.toml --report-only --json
+
+The guest runs on. Images are compared in pieces of some kilobytes; what differs on the standby is sent again and compared once
+more. The primary's log names each piece. Exit code 0: the images are the same now, or could be made the same. Interrupted, this
+command ends, and the verification goes on; `aventine status` shows it.")]
+    Verify {
+        #[command(flatten)]
+        which: Which,
+        /// Leave the standby's images as they are
+        #[arg(long)]
+        report_only: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Find what a crash left of a guest on this host, remove it or finish it
     #[command(after_help = "\
 Example:

@@ -136,9 +136,14 @@ impl Copier<'_> {
 
     fn read(&self, piece: &mut [u8]) -> Result<Change, ImageError> {
         self.image.read(self.at, piece)?;
-        if *piece == ZEROES[..piece.len()] {
-            return Ok(Change::zero(self.at, piece.len() as u64, true));
-        }
-        Ok(Change::piece(self.at, piece.to_vec()))
+        Ok(contents(self.at, piece.to_vec()))
+    }
+}
+
+/// Makes the standby's range the same as this one, of at most [`ZEROES`] bytes.
+pub(crate) fn contents(offset: u64, data: Vec<u8>) -> Change {
+    match ZEROES.get(..data.len()) {
+        Some(zeroes) if data == zeroes => Change::zero(offset, data.len() as u64, true),
+        _ => Change::piece(offset, data),
     }
 }

@@ -22,7 +22,7 @@ use crate::config::Durable;
 use crate::device::Medium;
 use crate::history::{History, Next};
 use crate::talk::Talk;
-use crate::wire::{Change, Description, Tally, barrier, kind};
+use crate::wire::{Change, Check, Description, Tally, barrier, kind};
 use aventine_api::{Epoch, ErrorCode, Host, MAX_RECORD, PluginError, RecordHead, RecordTx};
 use aventine_disk_common::image::Image;
 use aventine_disk_common::{lock, wait_while};
@@ -77,6 +77,8 @@ pub(crate) struct Outbox {
     /// Bytes above which changes wait, and above which the open epoch should end.
     limit: usize,
     durable: Durable,
+    /// Whether the standby answers.
+    asks: bool,
     host: Arc<dyn Host>,
     history: Arc<History>,
     pub(crate) talk: Talk,
@@ -121,6 +123,7 @@ impl Item {
 enum Note {
     Describe(Description),
     Copied { covers: u64 },
+    Check { epoch: Epoch, check: Check },
     Barrier { epoch: Epoch, owed: bool, next: Option<Next> },
 }
 
@@ -163,6 +166,7 @@ impl Outbox {
             room: Condvar::new(),
             limit,
             durable,
+            asks,
             host,
             history,
             talk: Talk::default(),
@@ -243,6 +247,17 @@ impl Outbox {
         }
     }
 
+    /// Queues what a range holds that the caller has the lock of.
+    pub(crate) fn push_check(&self, check: Check) {
+        let mut state = lock(&self.state);
+        if state.ended.is_none() {
+            let epoch = state.open;
+            state.items.push_back(Item::Note(Note::Check { epoch, check }));
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+
     /// The guest is about to be paused: lets go whoever waits for room.
     pub(crate) fn pausing(&self) {
         lock(&self.state).pausing = true;
@@ -304,6 +319,12 @@ impl Outbox {
         self.room.notify_all();
         self.talk.end();
         true
+    }
+
+    /// Whether the standby will answer a check: epochs are sealed, and it talks.
+    pub(crate) fn compares(&self) -> bool {
+        let state = lock(&self.state);
+        state.ended.is_none() && state.sealed > Epoch::COPY && self.asks
     }
 
     /// Whether replication has ended.
@@ -416,6 +437,9 @@ impl Outbox {
             }
             Batch::Note(Note::Describe(description)) => {
                 tx.send(RecordHead { epoch: Epoch::COPY, kind: kind::DESCRIBE }, &[&description.encode()])
+            }
+            Batch::Note(Note::Check { epoch, check }) => {
+                tx.send(RecordHead { epoch: *epoch, kind: kind::CHECK }, &[&check.encode()])
             }
             Batch::Note(Note::Copied { .. }) => {
                 tx.send(RecordHead { epoch: Epoch::COPY, kind: kind::COPIED }, &[])

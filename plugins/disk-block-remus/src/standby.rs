@@ -20,7 +20,8 @@
 
 use crate::device::Medium;
 use crate::history::{History, Next};
-use crate::wire::{Arrived, RecordError, Tally, changes, kind, parse_barrier};
+use crate::points::Answers;
+use crate::wire::{Arrived, Check, RecordError, Tally, changes, kind, parse_barrier};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
 use aventine_disk_common::image::{Image, ImageError};
 use aventine_disk_common::{lock, wait_while};
@@ -92,6 +93,7 @@ pub(crate) struct Staging {
     limit: usize,
     host: Arc<dyn Host>,
     history: Arc<History>,
+    answers: Arc<Answers>,
 }
 
 #[derive(Default)]
@@ -115,15 +117,26 @@ struct State {
 
 #[derive(Default)]
 struct Records {
-    payloads: Vec<Vec<u8>>,
+    kept: Vec<Kept>,
     bytes: usize,
 }
 
+/// What is done when the epoch is applied.
+enum Kept {
+    Changes(Vec<u8>),
+    Check(Check),
+}
+
 impl Staging {
-    pub(crate) fn new(Medium { image, history }: Medium, limit: usize, host: Arc<dyn Host>) -> Staging {
+    pub(crate) fn new(
+        Medium { image, history }: Medium,
+        limit: usize,
+        host: Arc<dyn Host>,
+        answers: Arc<Answers>,
+    ) -> Staging {
         let size = image.size();
         let (state, room) = (Mutex::default(), Condvar::new());
-        Staging { state, room, image: Mutex::new(Some(image)), size, limit, host, history }
+        Staging { state, room, image: Mutex::new(Some(image)), size, limit, host, history, answers }
     }
 
     /// Bytes held.
@@ -143,10 +156,16 @@ impl Staging {
     /// Applies what is committed, up to `epoch`. An epoch stays until all of it is in the image.
     pub(crate) fn apply(&self, epoch: Epoch, image: &Image) -> Result<(), EpochError> {
         while let Some((of, records)) = self.due(epoch) {
-            if let Err(source) = records.payloads.iter().try_for_each(|p| self.carry_out(p, image)) {
+            let mut compared = Vec::new();
+            let done = records.kept.iter().try_for_each(|kept| match kept {
+                Kept::Changes(payload) => self.carry_out(payload, image),
+                Kept::Check(check) => Ok(compared.push(differs(check, image)?)),
+            });
+            if let Err(source) = done {
                 lock(&self.state).half = Some(of);
                 return Err(EpochError::Apply { epoch: of, source: Box::new(source) });
             }
+            self.answers.compared(&compared);
             let mut state = lock(&self.state);
             state.epochs.pop_front();
             state.applied = of;
@@ -294,7 +313,10 @@ impl Staging {
         match kind {
             kind::CHANGES if epoch == open => {
                 tally.add_record(&payload, self.size)?;
-                if copying { self.apply_copy(&payload) } else { self.keep(payload) }
+                if copying { self.apply_copy(&payload) } else { self.keep(Kept::Changes(payload)) }
+            }
+            kind::CHECK if epoch == open && !copying => {
+                self.keep(Kept::Check(Check::parse(&payload, self.size)?))
             }
             kind::COPIED if copying && !copied => {
                 lock(&self.state).copied = true;
@@ -319,8 +341,11 @@ impl Staging {
         }
     }
 
-    fn keep(&self, payload: Vec<u8>) -> Result<(), FollowError> {
-        let bytes = payload.capacity() + RECORD_COST;
+    fn keep(&self, kept: Kept) -> Result<(), FollowError> {
+        let bytes = match &kept {
+            Kept::Changes(payload) => payload.capacity(),
+            Kept::Check(_) => size_of::<Check>(),
+        } + RECORD_COST;
         let mut state = lock(&self.state);
         if state.stopped {
             return Ok(());
@@ -328,7 +353,7 @@ impl Staging {
         if state.open.bytes + bytes > self.limit {
             return Err(FollowError::TooLarge { limit: self.limit });
         }
-        state.open.payloads.push(payload);
+        state.open.kept.push(kept);
         state.open.bytes += bytes;
         state.bytes += bytes;
         Ok(())
@@ -351,4 +376,10 @@ impl Staging {
         drop(state);
         self.host.staged(epoch);
     }
+}
+
+fn differs(check: &Check, image: &Image) -> Result<bool, ImageError> {
+    let mut ours = vec![0; check.len];
+    image.read(check.offset, &mut ours)?;
+    Ok(Check::of(check.offset, &ours) != *check)
 }
