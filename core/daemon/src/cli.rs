@@ -3,7 +3,7 @@
 use crate::exit;
 use aventine_api::ConfigError;
 use aventine_api::units::Quantity;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Keeps a running virtual machine alive through the loss of its host.
@@ -279,6 +279,12 @@ pub(crate) struct Demo {
 }
 
 /// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     /// Disks: reads and writes a second, and what a seal adds to the pause
@@ -302,6 +308,34 @@ and the standby's are made in a temporary directory, which TMPDIR chooses.")]
         /// Print one line of JSON for each plugin
         #[arg(long)]
         json: bool,
+    },
+    /// Transports: pages a second, round trips of checkpoints, and processor time
+    #[command(after_help = "\
+Examples:
+  aventine bench transport
+  aventine bench transport --tls on --streams 2 --svg transport.svg
+
+Both ends are in this process, on the loopback interface. Pages do not compress. The floor is a bare TCP connection that carries
+the same pages, and with --tls on one that rustls alone encrypts, measured in turn. Needs 512 MiB of memory.")]
+    Transport {
+        /// Which plugin; it has the keys `listen`, `peer`, and `tls` or `unsafe_plaintext`
+        #[arg(long, value_name = "NAME", default_value = "tcp")]
+        plugin: String,
+        /// Whether it encrypts; keys are made for the run
+        #[arg(long, value_name = "WHETHER", default_value = "off")]
+        tls: Switch,
+        /// Channels that send pages at the same time
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+        streams: u32,
+        /// Bytes of pages that are sent each time
+        #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = disk_size)]
+        size: u64,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        /// Also draw the figures
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Network buffers: the epoch verbs, and frames a second
     #[command(after_help = "\
