@@ -40,7 +40,7 @@ impl Backend {
     }
 
     /// Carries out what is in a queue; ends early when it is stopped.
-    fn empty(&self, queue: &Queue) -> Result<(), virtio_queue::Error> {
+    pub(crate) fn empty(&self, queue: &Queue) -> Result<(), virtio_queue::Error> {
         let mut expected = false;
         loop {
             queue.disable_notification()?;

@@ -69,6 +69,11 @@ impl Written {
         Some((self.pages.get(page / 64)?, 1 << (page % 64)))
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn forget(&self) {
+        self.pages.iter().for_each(|word| word.store(0, Ordering::Release));
+    }
+
     /// Takes over the marks of `old`.
     fn take_over(&self, old: &Written) {
         for (new, old) in self.pages.iter().zip(&*old.pages) {
