@@ -181,9 +181,9 @@ impl Maker<'_> {
 pub(crate) struct Parts {
     pub(crate) guest: Box<dyn Guest>,
     pub(crate) networks: Vec<(String, Box<dyn NetworkBuffer>)>,
-    exports: Vec<Export>,
+    pub(crate) exports: Vec<Export>,
     /// Those that write guest memory by themselves, and the disks' ids.
-    vhosts: Vec<(String, VhostExport)>,
+    pub(crate) vhosts: Vec<(String, VhostExport)>,
     pub(crate) disks: Vec<(String, Box<dyn Disk>)>,
     frontends: Vec<Frontend>,
     /// Which files the guest's memory is, where it matters.

@@ -31,7 +31,7 @@ use crate::stall::Stall;
 use crate::stats::Samples;
 use crate::wire::FrameTx;
 use crate::{End, EngineError, sender};
-use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, Guest, Link, OpenEpoch, PageBitmap, PluginError};
+use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, Link, OpenEpoch, PageBitmap, PluginError};
 use aventine_config::Config;
 use aventine_protocol::{Base, Message, Primary, PrimaryEvent, PrimaryState};
 use std::collections::VecDeque;
@@ -253,9 +253,9 @@ impl Loop<'_> {
     fn keep(self) -> Kept {
         let Loop { memory, parts, machine, link, .. } = self;
         drop(memory);
-        let Parts { guest, networks, exports, disks } = parts;
+        let Parts { guest, networks, exports, vhosts, disks, .. } = parts;
         // They free what a standby's instances need: sockets, ports, images.
-        drop((networks, exports, disks));
+        drop((networks, exports, vhosts, disks));
         Kept { base: Base { session: link.session, epoch: machine.acknowledged() }, guest }
     }
 
