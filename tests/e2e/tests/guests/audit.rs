@@ -175,3 +175,37 @@ fn a_healthy_guest_under_load_differs_nowhere() {
         audited_rate / rate
     );
 }
+
+/// A disk behind vhost-user-blk writes guest memory past QEMU's page tables, and what it wrote reaches the standby all the same.
+#[test]
+fn a_disk_that_writes_guest_memory_itself_hides_nothing() {
+    let parts =
+        Parts { vhost_user: true, audit: Some(EVERY), interval: "10ms".into(), ..parts("audit-vhost") };
+    let lab = Lab::new(&parts).unwrap();
+    let (mut pair, load) = with_load(&lab);
+    let mut inside = Workload::connect(&lab);
+    for generation in 0..2 {
+        let passes = audit(&pair.primary.status().unwrap()).passes;
+        let mut verified = 0;
+        let status = loop {
+            inside.ask("put", "done");
+            // Reads the whole disk past the page cache.
+            verified += u64::from(inside.ask("verify", "same") > 0);
+            let status = pair.primary.status().unwrap();
+            if audit(&status).passes >= passes + 3 && verified > 10 {
+                break status;
+            }
+        };
+        println!("generation {generation}: {:?}, median pause {} us", audit(&status), status.pause_us.p50);
+        assert_eq!((&status.state[..], audit(&status).mismatches), ("protected", 0), "{}", status.detail);
+        inside.send("verify");
+        pair.fail_over(false).unwrap();
+        pair.change_roles();
+        inside.answer("same");
+        inside.ask("verify", "same");
+        if generation == 0 {
+            lab.restart_standby(&mut pair).unwrap();
+        }
+    }
+    assert_undisturbed(&finish(&lab, load));
+}

@@ -1,0 +1,255 @@
+//! Fuzz targets; see `tests/fuzz`. The tests of the verbs are here, too: they use the same guest.
+
+use crate::backend::Backend;
+use crate::memory::{Memory, Written};
+use aventine_api::{BlockDevice, PAGE_SIZE, PluginError};
+use std::sync::{Arc, Mutex, PoisonError};
+use vhost_user_backend::{VringMutex, VringT};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion};
+
+/// Bytes of the guest's memory, and of its disk.
+const RAM: usize = 64 << 10;
+const SIZE: usize = 16 << 10;
+/// Where a queue of [`ENTRIES`] is: descriptors from 0 on, then the two rings.
+const ENTRIES: u16 = 16;
+const AVAILABLE: u64 = 0x100;
+const USED: u64 = 0x200;
+
+/// A device that insists on what it is promised: ranges inside it, and not empty.
+struct Ram(Mutex<Vec<u8>>);
+
+impl Ram {
+    fn with<T>(&self, offset: u64, len: u64, f: impl FnOnce(&mut [u8]) -> T) -> Result<T, PluginError> {
+        assert!(len > 0 && offset.checked_add(len).is_some_and(|end| end <= SIZE as u64), "{offset} {len}");
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(f(&mut bytes[offset as usize..][..len as usize]))
+    }
+}
+
+impl BlockDevice for Ram {
+    fn size(&self) -> u64 {
+        SIZE as u64
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), PluginError> {
+        self.with(offset, buf.len() as u64, |bytes| buf.copy_from_slice(bytes))
+    }
+
+    fn write(&self, offset: u64, data: &[u8], _: bool) -> Result<(), PluginError> {
+        self.with(offset, data.len() as u64, |bytes| bytes.copy_from_slice(data))
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _: bool, _: bool) -> Result<(), PluginError> {
+        self.with(offset, len, |bytes| bytes.fill(0))
+    }
+
+    fn trim(&self, offset: u64, len: u64) -> Result<(), PluginError> {
+        self.with(offset, len, |bytes| bytes.fill(0))
+    }
+
+    fn flush(&self) -> Result<(), PluginError> {
+        Ok(())
+    }
+}
+
+/// A guest's memory with a queue in it, and the device at its other end.
+struct Machine {
+    memory: GuestMemoryAtomic<Memory>,
+    queue: VringMutex<GuestMemoryAtomic<Memory>>,
+    backend: Backend,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), RAM)]).expect("memory can be had");
+        let memory = GuestMemoryAtomic::new(memory);
+        let device = Arc::new(Ram(Mutex::new(vec![0xa5; SIZE])));
+        let backend = Backend::new(device, memory.clone(), Arc::default());
+        let queue = VringMutex::new(memory.clone(), 1024).expect("the size is allowed");
+        queue.set_queue_size(ENTRIES);
+        queue.set_queue_info(0, AVAILABLE, USED).expect("the places are aligned");
+        queue.set_queue_ready(true);
+        queue.set_enabled(true);
+        Machine { memory, queue, backend }
+    }
+
+    fn written(&self) -> Written {
+        let memory = vm_memory::GuestAddressSpace::memory(&self.memory);
+        memory.iter().next().map(GuestMemoryRegion::bitmap).unwrap_or_default()
+    }
+
+    fn poke(&self, at: u64, bytes: &[u8]) {
+        let memory = vm_memory::GuestAddressSpace::memory(&self.memory);
+        memory.write_slice(bytes, GuestAddress(at)).expect("inside");
+    }
+
+    fn peek(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let memory = vm_memory::GuestAddressSpace::memory(&self.memory);
+        memory.read_slice(&mut bytes, GuestAddress(at)).expect("inside");
+        bytes
+    }
+
+    /// The device looks into its queue. Every page that it changes is written down.
+    fn kick(&self) -> Result<(), virtio_queue::Error> {
+        let written = self.written();
+        written.forget();
+        let before = self.peek(0, RAM);
+        let served = self.backend.empty(&self.queue);
+        let after = self.peek(0, RAM);
+        let pages = before.chunks(PAGE_SIZE).zip(after.chunks(PAGE_SIZE)).enumerate();
+        for (page, (before, after)) in pages {
+            assert!(before == after || written.dirty_at(page * PAGE_SIZE), "page {page} was written unseen");
+        }
+        served
+    }
+}
+
+/// The whole memory of a guest: its queue, and whatever its descriptors lead to.
+pub fn virtqueue(data: &[u8]) {
+    let machine = Machine::new();
+    machine.poke(0, &data[..data.len().min(RAM)]);
+    // However it ends, it ends.
+    let _ = machine.kick();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aventine_fuzz::replay;
+
+    const NEXT: u16 = 1;
+    const WRITABLE: u16 = 2;
+    const INDIRECT: u16 = 4;
+    /// Where a request's parts are.
+    const HEADER: u64 = 0x1000;
+    const STATUS: u64 = 0x1800;
+    const DATA: u64 = 0x2000;
+
+    fn descriptor(address: u64, len: usize, flags: u16, next: u16) -> Vec<u8> {
+        let (len, flags, next) = ((len as u32).to_le_bytes(), flags.to_le_bytes(), next.to_le_bytes());
+        [&address.to_le_bytes()[..], &len, &flags, &next].concat()
+    }
+
+    fn header(kind: u32, sector: u64) -> Vec<u8> {
+        [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+    }
+
+    impl Machine {
+        /// One request with `out` bytes for the device and `room` for its answer, the status apart.
+        fn place(&self, number: u16, kind: u32, sector: u64, out: &[u8], room: usize) {
+            self.poke(HEADER, &header(kind, sector));
+            let (data, flags) = if room > 0 { (room, NEXT | WRITABLE) } else { (out.len(), NEXT) };
+            self.poke(DATA, out);
+            self.poke(STATUS, &[0xff]);
+            let chain = [
+                descriptor(HEADER, 16, NEXT, if data > 0 { 1 } else { 2 }),
+                descriptor(DATA, data, flags, 2),
+                descriptor(STATUS, 1, WRITABLE, 0),
+            ];
+            self.poke(0, &chain.concat());
+            self.poke(AVAILABLE + 4 + u64::from(number % ENTRIES) * 2, &0_u16.to_le_bytes());
+            self.poke(AVAILABLE + 2, &(number + 1).to_le_bytes());
+        }
+    }
+
+    /// A guest's driver with one request under way.
+    struct Driver(Machine, u16);
+
+    impl Driver {
+        /// Status, and what stands in the answer's room.
+        fn ask(&mut self, kind: u32, sector: u64, out: &[u8], room: usize) -> (u8, Vec<u8>) {
+            self.0.place(self.1, kind, sector, out, room);
+            self.0.kick().unwrap();
+            self.1 += 1;
+            let index = self.0.peek(USED + 2, 2);
+            assert_eq!(index, self.1.to_le_bytes(), "every request is answered");
+            let used = self.0.peek(USED + 4 + u64::from((self.1 - 1) % ENTRIES) * 8, 8);
+            let status = self.0.peek(STATUS, 1)[0];
+            if status == 0 {
+                assert_eq!(used[4..], (room as u32 + 1).to_le_bytes(), "what was written is counted");
+            }
+            (status, self.0.peek(DATA, room))
+        }
+
+        fn ok(&mut self, kind: u32, sector: u64, out: &[u8], room: usize) -> Vec<u8> {
+            let (status, answer) = self.ask(kind, sector, out, room);
+            assert_eq!(status, 0);
+            answer
+        }
+    }
+
+    fn segment(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+        [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+    }
+
+    #[test]
+    fn every_verb_reaches_the_device() {
+        let mut guest = Driver(Machine::new(), 0);
+        assert_eq!(guest.ok(0, 0, &[], SIZE), [0xa5; SIZE]);
+        guest.ok(1, 3, &[7; 1024], 0);
+        assert_eq!(guest.ok(0, 2, &[], 2048), [&[0xa5; 512][..], &[7; 1024], &[0xa5; 512]].concat());
+        guest.ok(4, 0, &[], 0);
+        guest.ok(11, 0, &segment(3, 1, 0), 0);
+        guest.ok(13, 0, &[segment(0, 1, 1), segment(5, 1, 0)].concat(), 0);
+        let now = guest.ok(0, 0, &[], 6 * 512);
+        let sectors: Vec<u8> = now.chunks(512).map(|s| s[0]).collect();
+        assert_eq!(sectors, [0, 0xa5, 0xa5, 0, 7, 0]);
+        assert_eq!(&guest.ok(8, 0, &[], 20)[..9], b"aventine\0");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_harms_nothing() {
+        let mut guest = Driver(Machine::new(), 0);
+        let end = SIZE as u64 / 512;
+        assert_eq!(guest.ask(0, end, &[], 512).0, 1, "past the end");
+        assert_eq!(guest.ask(1, end - 1, &[1; 1024], 0).0, 1, "over the end");
+        assert_eq!(guest.ask(0, u64::MAX, &[], 512).0, 1, "past every number");
+        assert_eq!(guest.ask(1, 0, &[1; 100], 0).0, 1, "no whole sector");
+        assert_eq!(guest.ask(99, 0, &[], 0).0, 2, "unknown");
+        assert_eq!(guest.ask(11, 0, &segment(0, 1, 1), 0).0, 2, "a discard has no flag");
+        assert_eq!(guest.ask(11, 0, &segment(end, 1, 0), 0).0, 1, "a segment past the end");
+        assert_eq!(guest.ask(13, 0, &[0; 15], 0).0, 2, "no whole segment");
+        assert_eq!(guest.ok(0, 0, &[], SIZE), [0xa5; SIZE]);
+    }
+
+    #[test]
+    fn a_queue_that_is_stopped_is_left_alone() {
+        let machine = Machine::new();
+        machine.place(0, 0, 0, &[], 512);
+        machine.queue.set_queue_ready(false);
+        let before = machine.peek(0, RAM);
+        machine.kick().unwrap();
+        assert_eq!(machine.peek(STATUS, 1), [0xff], "not carried out");
+        assert_eq!(machine.peek(DATA, 512), before[DATA as usize..][..512]);
+        machine.queue.set_queue_ready(true);
+        machine.kick().unwrap();
+        assert_eq!(machine.peek(STATUS, 1), [0], "but once it goes on");
+    }
+
+    #[test]
+    fn any_guest_is_answered_or_left_alone() {
+        let seed = |kind: u32, out: &[u8], room: usize| {
+            let machine = Machine::new();
+            machine.place(0, kind, 1, out, room);
+            machine.peek(0, 0x2400)
+        };
+        let mut indirect = seed(0, &[], 512);
+        let table = indirect[..48].to_vec();
+        indirect[..16].copy_from_slice(&descriptor(0x1900, 48, INDIRECT, 0));
+        indirect[0x1900..0x1930].copy_from_slice(&table);
+        let mut circle = seed(0, &[], 512);
+        circle[32..48].copy_from_slice(&descriptor(STATUS, 1, WRITABLE | NEXT, 0));
+        let seeds = [
+            ("read", seed(0, &[], 512)),
+            ("write", seed(1, &[9; 512], 0)),
+            ("flush", seed(4, &[], 0)),
+            ("discard", seed(11, &segment(1, 2, 0), 0)),
+            ("zeroes", seed(13, &segment(1, 2, 1), 0)),
+            ("indirect", indirect),
+            ("circle", circle),
+        ];
+        replay("virtqueue", &seeds, virtqueue);
+    }
+}
