@@ -31,7 +31,9 @@ use crate::stall::Stall;
 use crate::stats::Samples;
 use crate::wire::FrameTx;
 use crate::{End, EngineError, sender};
-use aventine_api::{Codec, Epoch, EpochPolicy, EpochStats, LONGEST_EPOCH, Link, OpenEpoch, PageBitmap, PluginError};
+use aventine_api::{
+    Codec, Epoch, EpochPolicy, EpochStats, LONGEST_EPOCH, Link, OpenEpoch, PageBitmap, PluginError,
+};
 use aventine_config::Config;
 use aventine_protocol::{Base, Message, Primary, PrimaryEvent, PrimaryState};
 use std::collections::VecDeque;

@@ -2,8 +2,10 @@
 
 use crate::memory::{Memory, Tracked, Written};
 use crate::request::{Requests, config, feature};
+use crate::turn::Turn;
 use aventine_api::BlockDevice;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -15,6 +17,9 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 const QUEUES: u16 = 16;
 const QUEUE_SIZE: usize = 1024;
+/// Requests that a queue may have carried out before the other queues, and whoever ends the device, have their turn: a guest that
+/// goes on adding some keeps nobody waiting.
+pub(crate) const ROUND: usize = 128;
 
 // Bits that all virtio devices share.
 const INDIRECT: u64 = 1 << 28;
@@ -29,49 +34,70 @@ pub(crate) struct Backend {
     device: Arc<dyn BlockDevice>,
     memory: Space,
     tracked: Arc<Tracked>,
-    /// Held while a request is carried out and its answer written.
-    serving: Mutex<Vec<u8>>,
+    turn: Turn,
+    /// Only the worker's.
+    buffer: Mutex<Vec<u8>>,
     write_through: AtomicBool,
+}
+
+/// What a queue has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Nothing, or the queue is stopped; the guest tells of the next request.
+    Nothing,
+    /// Perhaps more requests, of which the guest does not tell.
+    More,
 }
 
 impl Backend {
     pub(crate) fn new(device: Arc<dyn BlockDevice>, memory: Space, tracked: Arc<Tracked>) -> Backend {
-        Backend { device, memory, tracked, serving: Mutex::default(), write_through: AtomicBool::new(false) }
+        let (turn, buffer, write_through) = Default::default();
+        Backend { device, memory, tracked, turn, buffer, write_through }
     }
 
-    /// Carries out what is in a queue; ends early when it is stopped.
-    pub(crate) fn empty(&self, queue: &Queue) -> Result<(), virtio_queue::Error> {
+    /// Carries out what is in a queue, at most [`ROUND`] requests; ends early when it is stopped.
+    pub(crate) fn round(&self, queue: &Queue) -> Result<Left, virtio_queue::Error> {
+        let mut served = 0;
         let mut expected = false;
         loop {
             queue.disable_notification()?;
-            let mut some = false;
+            let before = served;
             while self.next(queue)? {
-                some = true;
+                served += 1;
+                if served == ROUND {
+                    return Ok(Left::More);
+                }
             }
             if !queue.get_ref().get_queue().ready() || !queue.enable_notification()? {
-                return Ok(());
+                return Ok(Left::Nothing);
             }
             // The ring says that there is more, and there is nothing in it.
-            if expected && !some {
+            if expected && served == before {
                 return Err(virtio_queue::Error::InvalidAvailRingIndex);
             }
             expected = true;
         }
     }
 
-    /// Carries out the next request of a queue, under the queue's lock: whoever stops the queue waits for it.
+    /// Carries out the next request of a queue. The queue is locked only to take it and to answer it: whoever stops the queue waits
+    /// for it by [`Turn::stop`].
     fn next(&self, queue: &Queue) -> Result<bool, virtio_queue::Error> {
-        let mut buffer = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut ring = queue.get_mut();
-        if !ring.get_queue().ready() || !ring.is_enabled() {
-            return Ok(false);
-        }
+        let _turn = self.turn.begin();
         let memory = self.memory.memory();
-        let Some(chain) = ring.get_queue_mut().pop_descriptor_chain(&*memory) else { return Ok(false) };
+        let chain = {
+            let mut ring = queue.get_mut();
+            if !ring.get_queue().ready() || !ring.is_enabled() {
+                return Ok(false);
+            }
+            let Some(chain) = ring.get_queue_mut().pop_descriptor_chain(&*memory) else { return Ok(false) };
+            chain
+        };
         let head = chain.head_index();
         let write_through = self.write_through.load(Ordering::Relaxed);
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut requests = Requests { device: &*self.device, write_through, buffer: &mut buffer };
         let written = requests.serve(chain, &memory);
+        let mut ring = queue.get_mut();
         ring.add_used(head, written)?;
         if ring.needs_notification()? {
             // A guest that cannot be told looks for itself, sometime.
@@ -79,6 +105,17 @@ impl Backend {
         }
         Ok(true)
     }
+}
+
+/// As if the guest told of another request.
+fn kick(queue: &Queue) -> io::Result<()> {
+    let ring = queue.get_ref();
+    // It has none when it has been stopped; the next start looks into the queue by itself.
+    let Some(event) = ring.get_kick() else { return Ok(()) };
+    // SAFETY: the descriptor is open as long as the queue has it, and `ring` keeps the queue locked.
+    let event = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+    rustix::io::write(event, &1_u64.to_ne_bytes())?;
+    Ok(())
 }
 
 impl VhostUserBackend for Backend {
@@ -97,6 +134,7 @@ impl VhostUserBackend for Backend {
         VERSION_1
             | INDIRECT
             | EVENT_INDEX
+            | feature::SIZE_MAX
             | feature::SEG_MAX
             | feature::BLK_SIZE
             | feature::FLUSH
@@ -129,8 +167,17 @@ impl VhostUserBackend for Backend {
 
     fn update_memory(&self, memory: Space) -> io::Result<()> {
         // Waits for the request that still uses the old memory.
-        let _serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _still = self.turn.stop();
         Ok(self.tracked.renew(&memory.memory())?)
+    }
+
+    fn stop_vring(&self, _: u32) -> io::Result<()> {
+        drop(self.turn.stop());
+        Ok(())
+    }
+
+    fn reset_device(&self) {
+        drop(self.turn.stop());
     }
 
     fn exit_event(&self, _: usize) -> Option<(EventConsumer, EventNotifier)> {
@@ -139,9 +186,15 @@ impl VhostUserBackend for Backend {
 
     fn handle_event(&self, event: u16, _: EventSet, queues: &[Queue], _: usize) -> io::Result<()> {
         let Some(queue) = queues.get(usize::from(event)) else { return Ok(()) };
-        if let Err(error) = self.empty(queue) {
-            // An error returned would end the thread, and every other queue with it.
-            tracing::warn!(queue = event, %error, "the guest's queue makes no sense");
+        // An error returned would end the thread, and every other queue with it.
+        match self.round(queue) {
+            Ok(Left::Nothing) => {}
+            Ok(Left::More) => {
+                if let Err(error) = kick(queue) {
+                    tracing::warn!(queue = event, %error, "the rest of the guest's queue waits for its next request");
+                }
+            }
+            Err(error) => tracing::warn!(queue = event, %error, "the guest's queue makes no sense"),
         }
         Ok(())
     }

@@ -6,9 +6,12 @@
 //! ```
 //! Invariants:
 //! - Nothing that a guest puts into its queues is trusted: addresses and lengths are checked before they are used, at most 1 MiB
-//!   is taken for a request at a time, and nonsense stops that queue alone.
+//!   is taken for a request at a time, and nonsense stops that queue alone. A driver cannot write the configuration space, and the
+//!   device never changes its size.
 //! - A request is in the used ring after the device has carried it out, never before.
 //! - A queue that QEMU has stopped is not touched any more once the stop is answered, so a paused guest's memory stays as it is.
+//!   The stop waits for one request at most, whose size is limited; the rest of the queue stays in it, and is carried out by
+//!   whoever goes on from that memory, here or at the standby.
 //! - Every page of guest memory that is written here is written down, after the write (`memory`): no page table of QEMU's shows it.
 //!   Whoever copies the guest's memory asks for them with [`VhostExport::take_written`].
 
@@ -18,6 +21,7 @@ mod backend;
 pub mod fuzz;
 mod memory;
 mod request;
+mod turn;
 
 use aventine_api::{BlockDevice, PageBitmap};
 use aventine_export::{ExportError, SocketFile, listen_on};

@@ -15,11 +15,14 @@ const SECTOR: u64 = 512;
 const PIECE: usize = 1 << 20;
 /// Longest id that a device can have, in bytes.
 const ID_LENGTH: usize = 20;
-/// Segments of a discard or a write of zeroes; sectors in each.
+/// Segments of a discard or a write of zeroes; sectors in each. Whoever pauses the guest waits for one request.
 const MAX_SEGMENTS: u32 = 32;
-const MAX_SECTORS: u32 = 1 << 22;
-/// Data segments of a request; with header and status they fit in a queue.
+const MAX_SECTORS: u32 = 1 << 17;
+/// Data segments of a request, which fit in a queue with header and status, and bytes of each.
 const MAX_DATA: u32 = 126;
+const MAX_SEGMENT: u32 = 256 << 10;
+/// Most bytes that a request reads or writes. A driver that keeps to the limits above asks for less.
+pub(crate) const MAX_REQUEST: u64 = 32 << 20;
 
 mod kind {
     pub(super) const READ: u32 = 0;
@@ -32,6 +35,7 @@ mod kind {
 
 /// The device's features by their bits.
 pub(crate) mod feature {
+    pub(crate) const SIZE_MAX: u64 = 1 << 1;
     pub(crate) const SEG_MAX: u64 = 1 << 2;
     pub(crate) const BLK_SIZE: u64 = 1 << 6;
     pub(crate) const FLUSH: u64 = 1 << 9;
@@ -67,6 +71,7 @@ pub(crate) fn config(size: u64, queues: u16) -> [u8; 60] {
     let mut config = [0; 60];
     let mut put = |at: usize, value: &[u8]| config[at..at + value.len()].copy_from_slice(value);
     put(0, &(size / SECTOR).to_le_bytes());
+    put(8, &MAX_SEGMENT.to_le_bytes());
     put(12, &MAX_DATA.to_le_bytes());
     put(20, &(SECTOR as u32).to_le_bytes());
     put(34, &queues.to_le_bytes());
@@ -91,6 +96,10 @@ pub(crate) struct Requests<'a> {
 impl Requests<'_> {
     /// Carries out the request of a chain; answers how many bytes of it were written to guest memory.
     pub(crate) fn serve(&mut self, chain: DescriptorChain<&Memory>, memory: &Memory) -> u32 {
+        if !is_whole(chain.clone()) {
+            tracing::debug!("a chain of descriptors has no end, or too many parts");
+            return 0;
+        }
         let (Ok(reader), Ok(mut writer)) = (chain.clone().reader(memory), chain.writer(memory)) else {
             return 0;
         };
@@ -134,8 +143,16 @@ impl Requests<'_> {
         }
     }
 
+    /// The same of data, which a request may have only so much of.
+    fn check_data(&self, offset: u64, len: usize) -> Result<(), Failure> {
+        match len as u64 {
+            len @ ..=MAX_REQUEST => self.check(offset, len),
+            _ => Err(Failure::Io),
+        }
+    }
+
     fn read(&mut self, mut offset: u64, writer: &mut Writer<'_, Written>) -> Result<(), Failure> {
-        self.check(offset, writer.available_bytes() as u64)?;
+        self.check_data(offset, writer.available_bytes())?;
         while writer.available_bytes() > 0 {
             let piece = room(self.buffer, writer.available_bytes());
             self.device.read(offset, piece)?;
@@ -146,7 +163,7 @@ impl Requests<'_> {
     }
 
     fn write(&mut self, mut offset: u64, reader: &mut Reader<'_, Written>) -> Result<(), Failure> {
-        self.check(offset, reader.available_bytes() as u64)?;
+        self.check_data(offset, reader.available_bytes())?;
         while reader.available_bytes() > 0 {
             let piece = room(self.buffer, reader.available_bytes());
             reader.read_exact(piece)?;
@@ -185,6 +202,15 @@ impl Requests<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a chain ends by itself, with no more parts than a driver may use. The library takes one that leads nowhere, or round in
+/// a circle, for one that ends.
+fn is_whole(chain: DescriptorChain<&Memory>) -> bool {
+    let most = MAX_DATA as usize + 2;
+    let mut parts = chain.take(most + 1);
+    let last = parts.by_ref().enumerate().last();
+    last.is_some_and(|(at, part)| at < most && !part.has_next())
 }
 
 fn room(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
