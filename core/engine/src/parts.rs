@@ -198,20 +198,21 @@ impl Parts {
             attachments.networks.push((id.clone(), network.attachment()));
         }
         for ((id, disk), frontend) in self.disks.iter().zip(&self.frontends) {
-            let failed = |e| PluginError::new(ErrorCode::Unavailable, e);
             let doing = "being exported to the guest";
             let attachment = match frontend {
                 Frontend::Nbd => {
                     let socket = state_dir.join(format!("{id}.nbd"));
-                    let export =
-                        Export::start(&socket, id, disk.block()).map_err(failed).during(id, doing)?;
+                    let export = Export::start(&socket, id, disk.block())
+                        .map_err(|e| PluginError::new(ErrorCode::Unavailable, e))
+                        .during(id, doing)?;
                     self.exports.push(export);
                     DiskAttachment::Nbd(socket)
                 }
                 Frontend::VhostUser => {
                     let socket = state_dir.join(format!("{id}.vhost"));
-                    let export =
-                        VhostExport::start(&socket, disk.block()).map_err(failed).during(id, doing)?;
+                    let export = VhostExport::start(&socket, disk.block())
+                        .map_err(|e| PluginError::new(ErrorCode::Unavailable, e))
+                        .during(id, doing)?;
                     self.vhosts.push((id.clone(), export));
                     DiskAttachment::VhostUser(socket)
                 }

@@ -1,4 +1,4 @@
-//! Fuzz targets; see `tests/fuzz`. The tests of the verbs are here, too: they use the same guest.
+//! Fuzz targets; see `tests/fuzz`. The tests of queues that no driver makes are here, too: they use the same guest.
 
 use crate::backend::{Backend, Left};
 use crate::memory::{Memory, Written};
@@ -161,64 +161,8 @@ mod tests {
         }
     }
 
-    /// A guest's driver with one request under way.
-    struct Driver(Machine, u16);
-
-    impl Driver {
-        /// Status, and what stands in the answer's room.
-        fn ask(&mut self, kind: u32, sector: u64, out: &[u8], room: usize) -> (u8, Vec<u8>) {
-            self.0.place(self.1, kind, sector, out, room);
-            self.0.kick().unwrap();
-            self.1 += 1;
-            let index = self.0.peek(USED + 2, 2);
-            assert_eq!(index, self.1.to_le_bytes(), "every request is answered");
-            let used = self.0.peek(USED + 4 + u64::from((self.1 - 1) % ENTRIES) * 8, 8);
-            let status = self.0.peek(STATUS, 1)[0];
-            if status == 0 {
-                assert_eq!(used[4..], (room as u32 + 1).to_le_bytes(), "what was written is counted");
-            }
-            (status, self.0.peek(DATA, room))
-        }
-
-        fn ok(&mut self, kind: u32, sector: u64, out: &[u8], room: usize) -> Vec<u8> {
-            let (status, answer) = self.ask(kind, sector, out, room);
-            assert_eq!(status, 0);
-            answer
-        }
-    }
-
     fn segment(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
         [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
-    }
-
-    #[test]
-    fn every_verb_reaches_the_device() {
-        let mut guest = Driver(Machine::new(), 0);
-        assert_eq!(guest.ok(0, 0, &[], SIZE), [0xa5; SIZE]);
-        guest.ok(1, 3, &[7; 1024], 0);
-        assert_eq!(guest.ok(0, 2, &[], 2048), [&[0xa5; 512][..], &[7; 1024], &[0xa5; 512]].concat());
-        guest.ok(4, 0, &[], 0);
-        guest.ok(11, 0, &segment(3, 1, 0), 0);
-        guest.ok(13, 0, &[segment(0, 1, 1), segment(5, 1, 0)].concat(), 0);
-        let now = guest.ok(0, 0, &[], 6 * 512);
-        let sectors: Vec<u8> = now.chunks(512).map(|s| s[0]).collect();
-        assert_eq!(sectors, [0, 0xa5, 0xa5, 0, 7, 0]);
-        assert_eq!(&guest.ok(8, 0, &[], 20)[..9], b"aventine\0");
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused_and_harms_nothing() {
-        let mut guest = Driver(Machine::new(), 0);
-        let end = SIZE as u64 / 512;
-        assert_eq!(guest.ask(0, end, &[], 512).0, 1, "past the end");
-        assert_eq!(guest.ask(1, end - 1, &[1; 1024], 0).0, 1, "over the end");
-        assert_eq!(guest.ask(0, u64::MAX, &[], 512).0, 1, "past every number");
-        assert_eq!(guest.ask(1, 0, &[1; 100], 0).0, 1, "no whole sector");
-        assert_eq!(guest.ask(99, 0, &[], 0).0, 2, "unknown");
-        assert_eq!(guest.ask(11, 0, &segment(0, 1, 1), 0).0, 2, "a discard has no flag");
-        assert_eq!(guest.ask(11, 0, &segment(end, 1, 0), 0).0, 1, "a segment past the end");
-        assert_eq!(guest.ask(13, 0, &[0; 15], 0).0, 2, "no whole segment");
-        assert_eq!(guest.ok(0, 0, &[], SIZE), [0xa5; SIZE]);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use aventine_export::{ExportError, SocketFile, listen_on};
 use backend::Backend;
 use memory::Tracked;
 pub use memory::{FileId, Part, TakeError};
+use request::SECTOR;
 use rustix::net::{Shutdown, shutdown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -37,6 +38,23 @@ use std::time::Duration;
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+/// Why an export could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum VhostExportError {
+    /// No socket, or no thread.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// virtio-blk counts in sectors.
+    #[error(
+        "The disk has {size} bytes; vhost-user-blk has whole sectors of {SECTOR} bytes only. Use frontend = \"nbd\", or an image \
+         of another size"
+    )]
+    Size {
+        /// Bytes of the disk.
+        size: u64,
+    },
+}
 
 /// A running export. Dropping it closes the socket and the connection, removes the socket file and waits for the request that the
 /// device is carrying out.
@@ -62,7 +80,11 @@ struct Connection {
 impl VhostExport {
     /// Serves `device` on the unix socket `socket`, which only this user can open, to one hypervisor at a time. It can connect
     /// once this returned. The socket file of a process that is gone is replaced.
-    pub fn start(socket: &Path, device: Arc<dyn BlockDevice>) -> Result<VhostExport, ExportError> {
+    pub fn start(socket: &Path, device: Arc<dyn BlockDevice>) -> Result<VhostExport, VhostExportError> {
+        let size = device.size();
+        if !size.is_multiple_of(SECTOR) {
+            return Err(VhostExportError::Size { size });
+        }
         let (listener, file) = listen_on(socket)?;
         let ours = listener.try_clone().map_err(ExportError::Thread)?;
         let shared = Arc::new(Shared {

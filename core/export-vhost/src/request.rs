@@ -10,7 +10,8 @@ use aventine_api::{BlockDevice, PluginError};
 use std::io::{Read, Write};
 use virtio_queue::{DescriptorChain, Reader, Writer};
 
-const SECTOR: u64 = 512;
+/// Bytes.
+pub(crate) const SECTOR: u64 = 512;
 /// Bytes that are moved at a time.
 const PIECE: usize = 1 << 20;
 /// Longest id that a device can have, in bytes.
@@ -22,7 +23,7 @@ const MAX_SECTORS: u32 = 1 << 17;
 const MAX_DATA: u32 = 126;
 const MAX_SEGMENT: u32 = 256 << 10;
 /// Most bytes that a request reads or writes. A driver that keeps to the limits above asks for less.
-pub(crate) const MAX_REQUEST: u64 = 32 << 20;
+const MAX_REQUEST: u64 = 32 << 20;
 
 mod kind {
     pub(super) const READ: u32 = 0;
