@@ -271,6 +271,26 @@ fn requests_that_only_this_front_end_has_are_answered() {
 }
 
 #[test]
+fn a_hypervisor_that_talks_nonsense_is_followed_by_the_next() {
+    let (_dir, export, driver) = served(1 << 20);
+    driver.frontend.get_vring_base(0).unwrap();
+    // Rings that are nowhere: the guest can ask QEMU for such.
+    let places = VringConfigData {
+        queue_max_size: ENTRIES,
+        queue_size: ENTRIES,
+        flags: 0,
+        desc_table_addr: 0,
+        used_ring_addr: 0,
+        avail_ring_addr: 0,
+        log_addr: None,
+    };
+    driver.frontend.set_vring_addr(0, &places).unwrap_err();
+    driver.frontend.get_features().unwrap_err();
+    let mut next = Driver::connect(export.socket(), Durable::No);
+    next.ask(Verb::Flush).unwrap();
+}
+
+#[test]
 fn a_disk_that_is_not_whole_sectors_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let error = VhostExport::start(&dir.path().join("s"), Memory::new(1000)).err().unwrap();

@@ -220,3 +220,40 @@ fn a_disk_that_writes_guest_memory_itself_hides_nothing() {
     }
     assert_undisturbed(&finish(&lab, load));
 }
+
+/// Not in the routine suite: it shows figures and asserts none.
+#[test]
+#[ignore = "a measurement: `cargo xtask test --run-ignored only --no-capture -E 'test(pause_with_each_front_end)'`"]
+fn the_pause_with_each_front_end_is_measured() {
+    let mut figures = [Vec::new(), Vec::new()];
+    for round in 1..=rounds(3) {
+        for vhost_user in [false, true] {
+            let lab = Lab::new(&Parts { vhost_user, ..parts("pause-front-ends") }).unwrap();
+            let (pair, load) = with_load(&lab);
+            let mut inside = Workload::connect(&lab);
+            let (from, began) = (pair.primary.status().unwrap().committed, Instant::now());
+            let mut writes = inside.ask("put", "done");
+            let first = writes;
+            let status = loop {
+                writes = inside.ask("put", "done");
+                inside.ask("verify", "same");
+                let status = pair.primary.status().unwrap();
+                if status.committed >= from + 400 {
+                    break status;
+                }
+            };
+            assert_eq!(status.state, "protected", "{}", status.detail);
+            let rate = (writes - first) as f64 / began.elapsed().as_secs_f64();
+            println!(
+                "round {round}, vhost-user {vhost_user}: pause {:?} us, {rate:.0} writes/s",
+                status.pause_us
+            );
+            figures[usize::from(vhost_user)].push((status.pause_us.p50 as f64, rate));
+            assert_undisturbed(&finish(&lab, load));
+        }
+    }
+    let ratios = figures[1].iter().zip(&figures[0]).map(|(vhost, nbd)| (vhost.0 / nbd.0, vhost.1 / nbd.1));
+    for (pause, rate) in ratios {
+        println!("vhost-user / NBD: median pause {pause:.3}, writes and whole reads of the disk {rate:.3}");
+    }
+}
