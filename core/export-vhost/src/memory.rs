@@ -74,6 +74,10 @@ impl Written {
         self.pages.iter().for_each(|word| word.store(0, Ordering::Release));
     }
 
+    fn any(&self) -> bool {
+        self.pages.iter().any(|word| word.load(Ordering::Acquire) != 0)
+    }
+
     /// Takes over the marks of `old`.
     fn take_over(&self, old: &Written) {
         for (new, old) in self.pages.iter().zip(&*old.pages) {
@@ -170,7 +174,8 @@ impl Tracked {
             match pieces.iter().find(|new| new.is_where(&old)) {
                 Some(new) => new.written.take_over(&old.written),
                 // Kept for its marks: memory that was taken away may come back.
-                None => pieces.push(old),
+                None if old.written.any() => pieces.push(old),
+                None => {}
             }
         }
         *current = pieces;

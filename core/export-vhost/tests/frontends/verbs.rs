@@ -7,11 +7,14 @@ use std::sync::atomic::Ordering;
 /// Bytes of the device, where a rule does not need a larger one.
 const SIZE: usize = 1 << 20;
 
-const RULES: [(&str, fn(&'static Frontend)); 10] = [
+/// What a rule is, and what tries it.
+type Rule = (&'static str, fn(&'static Frontend));
+
+const RULES: [Rule; 10] = [
     ("a read sees the device", reads),
     ("a write reaches the device", writes),
     ("what must be durable is", durable),
-    ("a flush reaches the device, and covers other clients' writes", flushes),
+    ("a flush reaches the device", flushes),
     ("a discard reaches the device", discards),
     ("zeroes may be holes where the client says so", zeroes),
     ("what is not aligned is refused, or carried out", unaligned),
