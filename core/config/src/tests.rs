@@ -307,9 +307,9 @@ fn each_disk_has_a_front_end_that_is_not_the_plugins_business() {
     let said = report(&disks(&["", "frontend = 'scsi'", "frontend = 5"]));
     for part in [
         "`frontend` is not a front-end for disks",
-        ":13:12",
+        ":14:12",
         "write \"nbd\", the default, or \"vhost-user\"",
-        ":16:12",
+        ":17:12",
         "2 problems",
     ] {
         assert!(said.contains(part), "{part}:\n{said}");
