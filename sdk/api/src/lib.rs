@@ -44,7 +44,7 @@ pub use disk::{
 pub use entry::{ConfigError, ConfigProblem, Factory, Kind, PluginEntry, parse_config};
 pub use epoch::Epoch;
 pub use error::{ErrorCode, PluginError};
-pub use guest::{Attachments, Guest, GuestEvent};
+pub use guest::{Attachments, DiskAttachment, Guest, GuestEvent};
 pub use host::{Context, Host, Metric, Side};
 pub use inventory;
 pub use network::{Disengage, NetAttachment, NetworkBuffer, NetworkStats};
