@@ -62,6 +62,8 @@ const COMMANDS: [&str; 9] = ["acpid", "cat", "insmod", "ip", "kill", "mount", "p
 const POWER_BUTTON: (&str, &str) = ("etc/acpi/PWRF/00000080", "#!/bin/sh\n/bin/poweroff -f\n");
 const INIT: &str = include_str!("init.sh");
 const LOADER: &str = "ld-linux-x86-64.so.2";
+/// The one library whose package is not called so.
+const ZLIB: &str = "zlib1g";
 /// Where packages have libraries.
 const LIBRARIES: [&str; 3] =
     ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph"];
@@ -121,7 +123,7 @@ fn initrd(made: &Path) -> Result<Vec<u8>, GuestError> {
 /// It is the program of its package's name.
 pub(crate) fn tool(package: &str) -> Result<PathBuf, GuestError> {
     let cache = packages::cache()?;
-    let mut debs = packages::resolve(&cache, KERNEL, &[package], &[])?;
+    let mut debs = packages::resolve(&cache, KERNEL, &[package], &[ZLIB])?;
     debs.retain(|deb| !deb.package.starts_with("linux-image-"));
     let home = cache.join(package).join(packages::hash(&(&debs, LIBRARIES)));
     let _lock = packages::lock(&cache, package)?;
