@@ -25,7 +25,7 @@ pub const FILE: &str = "ledger.db";
 const WINDOW: usize = 4;
 /// Checkpoints are frequent: the database's own file changes, too.
 const OPEN: &str = "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=64;";
-const CREATE: &str = "PRAGMA journal_mode=WAL; \
+pub(crate) const CREATE: &str = "PRAGMA journal_mode=WAL; \
     CREATE TABLE entry(number INTEGER, part INTEGER, value INTEGER, text TEXT, PRIMARY KEY(number, part)); \
     CREATE INDEX by_value ON entry(value); \
     CREATE TABLE total(count INTEGER, sum INTEGER); INSERT INTO total VALUES(0, 0);";
@@ -98,7 +98,7 @@ impl Book {
     }
 
     /// One more transaction: answers its statements.
-    fn add(&mut self) -> String {
+    pub(crate) fn add(&mut self) -> String {
         let number = self.transactions + 1;
         let mut values = Vec::new();
         let mut sum = 0;
@@ -346,5 +346,77 @@ impl Worker {
             self.outcome.acknowledged = book;
         }
         Ok(transaction)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::Database;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::path::Path;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    fn database(file: &Path) -> Database {
+        Database::open("sqlite3".as_ref(), file).unwrap()
+    }
+
+    /// Someone who hands what he is asked to a database, as the guest's program does.
+    fn served(file: &Path) -> Guest {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut database = database(file);
+        database.ask(CREATE).unwrap();
+        thread::spawn(move || {
+            let mut reader = BufReader::new(listener.accept().unwrap().0);
+            let mut line = String::new();
+            while matches!(reader.read_line(&mut line), Ok(1..)) {
+                let answer = database.ask(line.trim().strip_prefix("sql ").unwrap()).unwrap();
+                line.clear();
+                writeln!(reader.get_mut(), "sql {answer}").unwrap();
+            }
+        });
+        Guest::new(TcpStream::connect(address).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_database_that_keeps_everything_passes_and_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut guest = served(&dir.path().join("x.db"));
+        for seed in [1, 2] {
+            let ledger = Ledger::start(guest, seed).unwrap();
+            ledger.wait_answers(50, LIMIT).unwrap();
+            ledger.check(LIMIT).unwrap();
+            let outcome = ledger.finish();
+            assert!(outcome.failure.is_none(), "{:?}", outcome.failure);
+            assert!(outcome.acknowledged.transactions == outcome.attempted && outcome.attempted >= 50);
+            guest = outcome.guest;
+            check(&mut guest, &outcome.acknowledged).unwrap();
+            check(&mut guest, &outcome.acknowledged.at(outcome.attempted + 1)).unwrap_err();
+            forget(&mut guest).unwrap();
+        }
+    }
+
+    #[test]
+    fn whatever_becomes_of_an_acknowledged_transaction_is_noticed() {
+        let cases = [
+            // As if its COMMIT had not been.
+            "BEGIN; DELETE FROM entry WHERE number = 10; \
+                UPDATE total SET count = count - 1, sum = sum - (SELECT max(value) FROM entry); COMMIT;",
+            "DELETE FROM entry WHERE number = 10 AND part = 0;",
+            "UPDATE entry SET value = value + 1 WHERE number = 10 AND part = 0;",
+            "UPDATE entry SET text = text || 'x' WHERE number = 10 AND part = 0;",
+        ];
+        for damage in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("x.db");
+            let ledger = Ledger::start(served(&file), 1).unwrap();
+            ledger.wait_answers(20, LIMIT).unwrap();
+            database(&file).ask(&format!("PRAGMA busy_timeout=60000; {damage}")).unwrap();
+            let outcome = ledger.finish();
+            assert!(matches!(outcome.failure, Some(GuestError::Answer { .. })), "{damage} {outcome:?}");
+        }
     }
 }

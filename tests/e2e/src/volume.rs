@@ -216,3 +216,82 @@ pub fn difference(a: &Path, b: &Path) -> io::Result<Option<u64>> {
         offset += len as u64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::Database;
+
+    /// An image whose database had `damage` done to it after ten transactions.
+    fn image(dir: &Path, damage: &str) -> (PathBuf, Book) {
+        let (image, tools) = (dir.join(IMAGE), dir.join("tools"));
+        fs::create_dir(&tools).unwrap();
+        let mut database = Database::open("sqlite3".as_ref(), &tools.join(ledger::FILE)).unwrap();
+        let mut book = Book::new(1);
+        database.ask(ledger::CREATE).unwrap();
+        while book.transactions < 10 {
+            database.ask(&book.add()).unwrap();
+        }
+        database.ask(damage).unwrap();
+        // While it is open: some of it is in the log.
+        make(&image, 16 << 20, &tools).unwrap();
+        (image, book)
+    }
+
+    #[test]
+    fn a_whole_volume_passes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, book) = image(dir.path(), "");
+        for left in [Left::Unmounted, Left::Crashed] {
+            assert_eq!(check(&image, left, &book, 10).unwrap(), 10);
+            assert_eq!(check(&image, left, &book.at(8), 12).unwrap(), 10);
+        }
+    }
+
+    #[test]
+    fn a_transaction_that_was_acknowledged_or_not_even_sent_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, book) = image(dir.path(), "");
+        for (acknowledged, attempted) in [(11, 12), (8, 9)] {
+            let error = check(&image, Left::Crashed, &book.at(acknowledged), attempted).unwrap_err();
+            assert!(matches!(error, VolumeError::Transactions { found: 10, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_and_a_missing_row_are_told() {
+        for damage in ["UPDATE entry SET value = 0 WHERE number = 5;", "DELETE FROM entry WHERE number = 10;"]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let (image, book) = image(dir.path(), damage);
+            let error = check(&image, Left::Crashed, &book, 10).unwrap_err();
+            assert!(matches!(error, VolumeError::Row { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_system_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, book) = image(dir.path(), "");
+        let mut debugfs = Command::new("debugfs");
+        debugfs.args(["-w", "-R", &format!("clri /{}", ledger::FILE)]).arg(&image);
+        run(&mut debugfs, "debugfs", &image, &[0]).unwrap();
+        let error = check(&image, Left::Crashed, &book, 10).unwrap_err();
+        assert!(matches!(error, VolumeError::Program { program: "e2fsck -fn", .. }), "{error}");
+    }
+
+    #[test]
+    fn images_are_compared_to_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+        let mut bytes = vec![1; (2 << 20) + 3];
+        fs::write(&a, &bytes).unwrap();
+        fs::write(&b, &bytes).unwrap();
+        assert_eq!(difference(&a, &b).unwrap(), None);
+        *bytes.last_mut().unwrap() = 2;
+        fs::write(&b, &bytes).unwrap();
+        assert_eq!(difference(&a, &b).unwrap(), Some((2 << 20) + 2));
+        fs::write(&b, &bytes[..1]).unwrap();
+        assert_eq!(difference(&a, &b).unwrap(), Some(1));
+    }
+}

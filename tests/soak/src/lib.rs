@@ -8,7 +8,7 @@
 //! moments and the logs where they are.
 //!
 //! A guest with a database keeps its client's one connection for the whole run. After each lost primary its disk is looked at
-//! where it was lost; in the end both hosts are lost at once, and it is started again: see [`ending`].
+//! where it was lost; in the end both hosts are lost at once, and it is started again (`ending`).
 #![forbid(unsafe_code)]
 
 mod client;
