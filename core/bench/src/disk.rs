@@ -7,27 +7,34 @@
 //!  qemu-nbd:    client ══ NBD, unix socket ══► qemu-nbd ─► image
 //! ```
 //! They are measured in turn, and the best of each counts: what disturbs a machine makes figures worse, never better. A replicated
-//! write counts when its epoch is committed. The standby's work takes the processors of the same machine here.
+//! write counts when its epoch is committed. All three images are read and written the same way: past the page cache, or
+//! through it. The standby's work takes the processors of the same machine here, and where its image is on the same disk, half
+//! of that; so the processor time of each side is told, too.
 
 mod channel;
 mod client;
+mod cpu;
 mod pair;
 mod servers;
 
 use crate::quantiles;
 use aventine_api::{BlockDevice, PluginError};
+use aventine_disk_common::image::{Image, OpenError};
 use aventine_export::{Export, ExportError};
 use client::Client;
 pub use client::ClientError;
 use client::Load;
+use cpu::Cpu;
 use pair::Pair;
 use serde::Serialize;
 use servers::{QemuNbd, Raw};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
+use tempfile::{TempDir, tempdir, tempdir_in};
 
 /// How often the servers take turns.
 const TURNS: u32 = 5;
@@ -65,6 +72,15 @@ pub enum BenchError {
     /// No place for the images.
     #[error("Cannot make an image in a temporary directory; TMPDIR names another one")]
     Directory(#[source] io::Error),
+    /// No place for the standby's.
+    #[error("Cannot make the standby's image in {}", .0.display())]
+    StandbyDirectory(PathBuf, #[source] io::Error),
+    /// The image to compare with.
+    #[error("The image without replication cannot be opened")]
+    Image(#[from] OpenError),
+    /// The system does not tell.
+    #[error("The processor time of threads cannot be read")]
+    Cpu(#[source] io::Error),
     /// No connection between the two sides.
     #[error("Cannot connect to this machine itself")]
     Channel(#[source] io::Error),
@@ -77,9 +93,25 @@ pub enum BenchError {
     /// The client.
     #[error("{0} did not serve the client")]
     Client(&'static str, #[source] ClientError),
+    /// No thread.
+    #[error("A thread could not be started")]
+    Thread(#[source] io::Error),
     /// The thread that measures.
     #[error("Measuring panicked")]
     Panicked,
+}
+
+/// How to measure.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes of the disk.
+    pub size: u64,
+    /// For each load on each server, in all.
+    pub time: Duration,
+    /// Through the page cache, where it could be past it.
+    pub cached: bool,
+    /// Where the standby's image is, if not where the others are.
+    pub standby: Option<PathBuf>,
 }
 
 /// What a disk costs.
@@ -87,6 +119,14 @@ pub enum BenchError {
 pub struct Figures {
     /// The plugin.
     pub plugin: String,
+    /// Where the images are.
+    pub directory: PathBuf,
+    /// Where the standby's image is.
+    pub standby_directory: PathBuf,
+    /// Whether whole blocks of the images go past the page cache; a file system in memory has none.
+    pub direct: bool,
+    /// Processors that both sides, the client and the servers share.
+    pub processors: usize,
     /// Time of `pausing` and `seal` of an epoch of 100 writes, in microseconds: median and 99 %.
     pub seal_us: [f64; 2],
     /// Payload bytes sent to the standby for each byte written.
@@ -112,19 +152,39 @@ pub struct LoadFigures {
     pub ratio: f64,
     /// `replicated` ÷ `qemu_nbd`.
     pub ratio_to_qemu_nbd: Option<f64>,
+    /// Processor time in microseconds for each MiB, without the client's and the kernel's own threads: of the export.
+    pub export_us_per_mib: f64,
+    /// Of the replicated disk's export and its plugin on the primary.
+    pub primary_us_per_mib: f64,
+    /// Of the plugin on the standby, receiving and applying.
+    pub standby_us_per_mib: f64,
 }
 
-/// Measures a plugin on images of `size` bytes in a temporary directory, each load on each server for `time` in all. Blocks; any
-/// user may.
-pub fn measure(plugin: &str, size: u64, time: Duration) -> Result<Figures, BenchError> {
-    let dir = tempfile::tempdir().map_err(BenchError::Directory)?;
-    let mut bench = Bench::start(plugin, dir.path(), size)?;
+/// Measures a plugin on images in temporary directories. Blocks; any user may.
+pub fn measure(plugin: &str, options: &Options) -> Result<Figures, BenchError> {
+    let dir = tempdir().map_err(BenchError::Directory)?;
+    let standby = match &options.standby {
+        Some(path) => Some(tempdir_in(path).map_err(|e| BenchError::StandbyDirectory(path.clone(), e))?),
+        None => None,
+    };
+    let standby = standby.as_ref().map_or(dir.path(), TempDir::path);
+    let mut bench = Bench::start(plugin, dir.path(), standby, options)?;
+    let time = options.time;
     let seal_us = bench.seals()?;
     let mut loads = Vec::new();
     for load in LOADS {
         loads.push(bench.load(load, time / TURNS)?);
     }
-    Ok(Figures { plugin: plugin.to_owned(), seal_us, sent_per_written: bench.sent_per_written, loads })
+    Ok(Figures {
+        plugin: plugin.to_owned(),
+        directory: dir.path().parent().unwrap_or(dir.path()).to_owned(),
+        standby_directory: standby.parent().unwrap_or(standby).to_owned(),
+        direct: bench.direct,
+        processors: available_parallelism().map_or(1, usize::from),
+        seal_us,
+        sent_per_written: bench.sent_per_written,
+        loads,
+    })
 }
 
 // Dropped in this order: clients before servers, the exports before their devices.
@@ -135,22 +195,25 @@ struct Bench {
     _exports: [Export; 2],
     pair: Pair,
     _qemu_nbd: Option<QemuNbd>,
+    direct: bool,
     sent_per_written: f64,
 }
 
 impl Bench {
-    fn start(plugin: &str, dir: &Path, size: u64) -> Result<Bench, BenchError> {
+    fn start(plugin: &str, dir: &Path, standby: &Path, options: &Options) -> Result<Bench, BenchError> {
+        let Options { size, cached, .. } = *options;
         for name in ["primary", "raw", "qemu"] {
             make_image(&dir.join(name), size).map_err(BenchError::Directory)?;
         }
         let [ours, raw] = ["primary.sock", "raw.sock"].map(|name| dir.join(name));
-        let (server, qemu_nbd) = QemuNbd::start(dir, size)?.unzip();
-        let pair = Pair::start(plugin, dir)?;
-        let file = OpenOptions::new().read(true).write(true).open(dir.join("raw/disk.img"));
-        let device = Raw { file: file.map_err(BenchError::Directory)?, size };
+        let image = Image::open(&dir.join("raw/disk.img"))?;
+        let image = if cached { image } else { image.direct() };
+        let direct = image.is_direct();
+        let (server, qemu_nbd) = QemuNbd::start(dir, size, direct)?.unzip();
+        let pair = Pair::start(plugin, dir, standby, cached)?;
         let exports = [
-            Export::start(&ours, "disk0", pair.device())?,
-            Export::start(&raw, "disk0", Arc::new(device) as Arc<dyn BlockDevice>)?,
+            Export::start(&ours, cpu::PRIMARY, pair.device())?,
+            Export::start(&raw, cpu::EXPORT, Arc::new(Raw(image)) as Arc<dyn BlockDevice>)?,
         ];
         let connect = |name, socket| Client::connect(socket, size).map_err(|e| BenchError::Client(name, e));
         Ok(Bench {
@@ -160,6 +223,7 @@ impl Bench {
             _exports: exports,
             pair,
             _qemu_nbd: server,
+            direct,
             sent_per_written: 0.0,
         })
     }
@@ -182,17 +246,31 @@ impl Bench {
 
     fn load(&mut self, load: Load, time: Duration) -> Result<LoadFigures, BenchError> {
         let (mut replicated, mut export, mut qemu_nbd) = (0.0, 0.0, None);
+        let (mut spent, mut served) = ([Duration::ZERO; 3], [0; 3]);
         for _ in 0..TURNS {
-            export = f64::max(export, alone(&mut self.export, load, time, EXPORT)?);
+            let before = Cpu::now()?;
+            let (rate, sent) = alone(&mut self.export, load, time, EXPORT)?;
+            export = f64::max(export, rate);
+            spent[0] += Cpu::now()?.since(before).export;
+            served[0] += sent;
+            let before = Cpu::now()?;
             let client = &mut self.replicated;
             let (sent, took) = self.pair.under(|| client.run(load, time, 1))?;
             let sent = sent.map_err(|e| BenchError::Client(REPLICATED, e))?;
             replicated = f64::max(replicated, sent as f64 / took.as_secs_f64());
+            let Cpu { primary, standby, .. } = Cpu::now()?.since(before);
+            spent[1] += primary;
+            spent[2] += standby;
+            served[1] += sent;
+            served[2] += sent;
             if let Some(client) = &mut self.qemu_nbd {
-                let rate = alone(client, load, time, QEMU_NBD)?;
+                let (rate, _) = alone(client, load, time, QEMU_NBD)?;
                 qemu_nbd = Some(f64::max(qemu_nbd.unwrap_or(0.0), rate));
             }
         }
+        let us_per_mib = |side: usize| {
+            spent[side].as_secs_f64() * 1e6 / (served[side] as f64 * load.block as f64 / f64::from(1 << 20))
+        };
         Ok(LoadFigures {
             load: load.name,
             depth: load.depth,
@@ -201,6 +279,9 @@ impl Bench {
             qemu_nbd,
             ratio: replicated / export,
             ratio_to_qemu_nbd: qemu_nbd.map(|rate| replicated / rate),
+            export_us_per_mib: us_per_mib(0),
+            primary_us_per_mib: us_per_mib(1),
+            standby_us_per_mib: us_per_mib(2),
         })
     }
 }
@@ -209,11 +290,16 @@ const REPLICATED: &str = "The replicated disk";
 const EXPORT: &str = "The export";
 const QEMU_NBD: &str = "qemu-nbd";
 
-/// Requests a second of a server without replication.
-fn alone(client: &mut Client, load: Load, time: Duration, server: &'static str) -> Result<f64, BenchError> {
+/// Requests a second of a server without replication, and how many they were.
+fn alone(
+    client: &mut Client,
+    load: Load,
+    time: Duration,
+    server: &'static str,
+) -> Result<(f64, u64), BenchError> {
     let began = Instant::now();
     let sent = client.run(load, time, 1).map_err(|e| BenchError::Client(server, e))?;
-    Ok(sent as f64 / began.elapsed().as_secs_f64())
+    Ok((sent as f64 / began.elapsed().as_secs_f64(), sent))
 }
 
 /// An image without holes.
@@ -227,5 +313,6 @@ fn make_image(dir: &Path, size: u64) -> io::Result<()> {
         file.write_all(&block[..piece as usize])?;
         left -= piece;
     }
-    Ok(())
+    // Its way to the disk is not what is measured.
+    file.sync_all()
 }

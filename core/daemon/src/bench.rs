@@ -14,7 +14,10 @@ use std::time::Duration;
 
 pub(crate) fn bench(what: Bench) -> Exit {
     match what {
-        Bench::Disk { plugin, size, seconds, json } => disks(plugin, size, seconds, json),
+        Bench::Disk { plugin, size, standby_dir, cached, seconds, json } => {
+            let time = Duration::from_secs(seconds.into());
+            disks(plugin, &disk::Options { size, time, cached, standby: standby_dir }, json)
+        }
         Bench::Network { plugin, epochs, frames, json } => network(plugin, epochs, frames, json),
         Bench::Transport { plugin, tls, streams, size, json, svg } => {
             let setup = Setup { plugin, keys: None, streams: streams as usize, bytes: size };
@@ -128,10 +131,10 @@ fn or_all(plugins: Vec<String>, kind: Kind) -> Vec<String> {
     if plugins.is_empty() { all() } else { plugins }
 }
 
-fn disks(plugin: Vec<String>, size: u64, seconds: u32, json: bool) -> Exit {
+fn disks(plugin: Vec<String>, options: &disk::Options, json: bool) -> Exit {
     let mut exit = Exit::Done;
     for plugin in or_all(plugin, Kind::Disk) {
-        match disk::measure(&plugin, size, Duration::from_secs(seconds.into())) {
+        match disk::measure(&plugin, options) {
             Ok(figures) if json => print(serde_json::to_string(&figures).unwrap_or_else(|e| e.to_string())),
             Ok(figures) => tell_disk(&figures),
             Err(error) => {
@@ -144,17 +147,37 @@ fn disks(plugin: Vec<String>, size: u64, seconds: u32, json: bool) -> Exit {
 }
 
 fn tell_disk(figures: &disk::Figures) {
-    let disk::Figures { plugin, seal_us: [median, most], sent_per_written, loads } = figures;
+    let disk::Figures {
+        plugin,
+        directory,
+        standby_directory,
+        direct,
+        processors,
+        seal_us: [median, most],
+        sent_per_written,
+        loads,
+    } = figures;
+    let (directory, standby) = (directory.display(), standby_directory.display());
+    let way = if *direct { "past" } else { "through" };
     print(format_args!(
         "{plugin}: a seal adds {median:.1} us (99 %: {most:.1} us) to the pause; {sent_per_written:.3} bytes sent for each written\n\
-         requests a second        under way  replicated      export   ratio    qemu-nbd   ratio"
+         images in {directory}, {way} the page cache; the standby's in {standby}; client, servers and standby share {processors} \
+         processors\n\
+         requests a second        under way  replicated      export   ratio    qemu-nbd   ratio   us/MiB: export primary standby"
     ));
     for load in loads {
-        let disk::LoadFigures { load, depth, replicated, export, qemu_nbd, ratio, ratio_to_qemu_nbd } = load;
-        let number = |n: &Option<f64>, digits| n.map_or("-".to_owned(), |n| format!("{n:.digits$}"));
-        let (qemu_nbd, to_it) = (number(qemu_nbd, 0), number(ratio_to_qemu_nbd, 2));
+        let number = |n: Option<f64>, digits| n.map_or("-".to_owned(), |n| format!("{n:.digits$}"));
+        let (qemu_nbd, to_it) = (number(load.qemu_nbd, 0), number(load.ratio_to_qemu_nbd, 2));
         print(format_args!(
-            "{load:<24} {depth:>9} {replicated:>11.0} {export:>11.0} {ratio:>7.2} {qemu_nbd:>11} {to_it:>7}"
+            "{:<24} {:>9} {:>11.0} {:>11.0} {:>7.2} {qemu_nbd:>11} {to_it:>7} {:>16.0} {:>7.0} {:>7.0}",
+            load.load,
+            load.depth,
+            load.replicated,
+            load.export,
+            load.ratio,
+            load.export_us_per_mib,
+            load.primary_us_per_mib,
+            load.standby_us_per_mib,
         ));
     }
 }

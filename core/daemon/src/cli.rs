@@ -294,7 +294,9 @@ Example:
 
 An NBD client reads and writes a disk that each plugin replicates over loopback TCP to a standby's disk in this process; the floor
 is an image behind the same front-end, and behind qemu-nbd where that is installed, measured in turn. Three images of this size
-and the standby's are made in a temporary directory, which TMPDIR chooses.")]
+and the standby's are made in a temporary directory, which TMPDIR chooses. The standby's takes half of what a disk can write;
+--standby-dir puts it on another one, or into memory. Both sides share this machine's processors, too: the last columns tell what
+each would take of its own.")]
     Disk {
         /// Which plugins; all of them if none is given
         #[arg(long, value_name = "NAME")]
@@ -302,6 +304,12 @@ and the standby's are made in a temporary directory, which TMPDIR chooses.")]
         /// Size of the disk
         #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = disk_size)]
         size: u64,
+        /// Make the standby's image in this directory
+        #[arg(long, value_name = "DIR")]
+        standby_dir: Option<PathBuf>,
+        /// Read and write the images through the page cache; past it otherwise, where their file system allows that
+        #[arg(long)]
+        cached: bool,
         /// How long each kind of request is measured on each server
         #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
         seconds: u32,

@@ -6,8 +6,9 @@
 //! ```
 //! Invariants:
 //! - Nothing that a client sends is trusted: every length is checked before memory is taken for it, at most
-//!   32 MiB are taken for a connection, and nonsense ends that connection alone.
-//! - A connection's requests are carried out one after the other, in the order in which they were sent.
+//!   48 MiB are taken for a connection, and nonsense ends that connection alone.
+//! - Up to 16 requests of a connection are carried out at the same time, where the device is slow enough for that to pay. A
+//!   client that needs two of them in an order waits for the reply to the first.
 //! - A reply is sent after the device has carried out the request, never before.
 //! - All connections share the one device, so a flush on one covers the writes answered on all of them.
 //!
@@ -15,6 +16,7 @@
 //! flush, trim and write zeroes, with FUA, NO_HOLE and DF. Other options are answered as unsupported.
 #![forbid(unsafe_code)]
 
+mod buffer;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;

@@ -25,6 +25,8 @@ pub(crate) struct Keys {
     /// Memory for writes on their way, the same on both hosts; 256MiB if not set.
     #[schemars(with = "Option<aventine_api::SizeText>")]
     buffer: Option<String>,
+    /// Whether reads and writes go past the page cache of this host, where the image allows that; true if not set.
+    direct: Option<bool>,
     /// Where a guest's flush is made good before its epoch can commit; `flush` if not set.
     #[serde(default)]
     durable: Durable,
@@ -53,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) route: Option<String>,
     /// Bytes that writes on their way may take in memory, on each side.
     pub(crate) buffer: usize,
+    /// Whether whole blocks go past the page cache where the image allows that.
+    pub(crate) direct: bool,
     pub(crate) durable: Durable,
     /// The name of the state of metadata that the guest is started from though it is outdated.
     pub(crate) accept_outdated: Option<String>,
@@ -93,7 +97,8 @@ pub(crate) fn parse(text: &str) -> Result<Settings, ConfigError> {
             Some(help),
         ));
     }
-    Ok(Settings { image, route, buffer: buffer as usize, durable: keys.durable, accept_outdated })
+    let (buffer, direct) = (buffer as usize, keys.direct.unwrap_or(true));
+    Ok(Settings { image, route, buffer, direct, durable: keys.durable, accept_outdated })
 }
 
 /// `remus:HOST:PORT|aio:PATH`, perhaps behind the `tap:` or `tap2:` of a Xen configuration.
@@ -158,7 +163,7 @@ mod tests {
 
     fn settings_of(image: &str, route: Option<&str>, buffer: usize) -> Settings {
         let (image, route) = (image.into(), route.map(str::to_owned));
-        Settings { image, route, buffer, durable: Durable::Flush, accept_outdated: None }
+        Settings { image, route, buffer, direct: true, durable: Durable::Flush, accept_outdated: None }
     }
 
     #[test]
@@ -210,6 +215,7 @@ mod tests {
         let settings = parse(&format!("image = 'a'\ndurable = 'memory'\naccept_outdated = '{id}'")).unwrap();
         assert_eq!((settings.durable, settings.accept_outdated.as_deref()), (Durable::Memory, Some(id)));
         assert!(problem("image = 'a'\ndurable = 'never'").1.contains("flush"));
+        assert!(!parse("image = 'a'\ndirect = false").unwrap().direct);
         for id in ["", "yes", &id[1..], &id.replace('0', "g")] {
             assert_eq!(
                 problem(&format!("image = 'a'\naccept_outdated = '{id}'")).0,

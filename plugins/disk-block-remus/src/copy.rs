@@ -13,6 +13,7 @@ use crate::talk::Plan;
 use crate::wire::Change;
 use aventine_api::{Host, Metric};
 use aventine_disk_common::image::{Image, ImageError, ZEROES};
+use aventine_disk_common::pool::Pool;
 use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
@@ -136,14 +137,14 @@ impl Copier<'_> {
 
     fn read(&self, piece: &mut [u8]) -> Result<Change, ImageError> {
         self.image.read(self.at, piece)?;
-        Ok(contents(self.at, piece.to_vec()))
+        Ok(contents(self.at, piece, &self.outbox.pool))
     }
 }
 
 /// Makes the standby's range the same as this one, of at most [`ZEROES`] bytes.
-pub(crate) fn contents(offset: u64, data: Vec<u8>) -> Change {
+pub(crate) fn contents(offset: u64, data: &[u8], pool: &Pool) -> Change {
     match ZEROES.get(..data.len()) {
         Some(zeroes) if data == zeroes => Change::zero(offset, data.len() as u64, true),
-        _ => Change::piece(offset, data),
+        _ => Change::piece(offset, pool.copy(data)),
     }
 }

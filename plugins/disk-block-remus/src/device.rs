@@ -141,7 +141,7 @@ impl Device {
         (offset, len): (u64, u64),
         fua: bool,
         (pieces, data): (usize, usize),
-        changes: impl FnOnce() -> Vec<Change>,
+        changes: impl FnOnce(&Outbox) -> Vec<Change>,
         local: impl FnOnce(&Image, bool) -> Result<(), ImageError>,
     ) -> Result<(), PluginError> {
         let Medium { image, history } = self.within(offset, len)?;
@@ -172,14 +172,14 @@ impl Device {
             return Err(error.into());
         }
         if let Some(outbox) = replicated {
-            outbox.push_guest(changes(), cost, (offset, len));
+            outbox.push_guest(changes(outbox), cost, (offset, len));
         }
         self.written.fetch_add(data as u64, Ordering::Relaxed);
         Ok(())
     }
 
     fn zero(&self, offset: u64, len: u64, unmap: bool, fua: bool) -> Result<(), PluginError> {
-        let changes = || vec![Change::zero(offset, len, unmap)];
+        let changes = |_: &Outbox| vec![Change::zero(offset, len, unmap)];
         self.change((offset, len), fua, (1, 0), changes, |image, sync| {
             image.zero(offset, len, unmap)?;
             if sync { image.sync() } else { Ok(()) }
@@ -202,7 +202,7 @@ impl BlockDevice for Device {
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), PluginError> {
         let size = (data.len().div_ceil(MAX_CHANGE), data.len());
-        let changes = || Change::write(offset, data).collect();
+        let changes = |outbox: &Outbox| Change::write_by(offset, data, |d| outbox.pool.copy(d)).collect();
         self.change((offset, data.len() as u64), fua, size, changes, |image, sync| {
             image.write(offset, data, sync)
         })

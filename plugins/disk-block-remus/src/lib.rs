@@ -24,7 +24,8 @@
 //! same size. At a quarter of `buffer` the guest's writes wait and the epoch is asked to end; at half the standby
 //! stops reading until an epoch is applied; an epoch that alone needs more is an error. `durable = "flush"`, or `"memory"`:
 //! whether a guest's flush waits for this side's stable storage, or for the standby's memory alone while the guest is
-//! protected. `accept_outdated = "NAME"` starts the guest once from an image that is refused as outdated; the error has the
+//! protected. `direct = false` has the guest's reads and writes go through this host's page cache; without it they go past it
+//! wherever the image allows (O_DIRECT). `accept_outdated = "NAME"` starts the guest once from an image that is refused as outdated; the error has the
 //! name.
 //!
 //! Metrics: `resync_total_bytes` and `resynced_bytes`, what the newest copy has to send and has sent.
@@ -147,6 +148,7 @@ struct BlockRemus {
     place: Place,
     route: Option<String>,
     buffer: usize,
+    direct: bool,
     durable: Durable,
     /// How long a point serves before the next one is due.
     interval: Duration,
@@ -166,15 +168,17 @@ impl BlockRemus {
         let path = context.config_dir.join(settings.image);
         let place = Place::of(&path, &context.config_dir);
         let medium = |(image, history)| Medium { image: Arc::new(image), history: Arc::new(history) };
+        let direct = |image: Image| if settings.direct { image.direct() } else { image };
         let device = match context.side {
             Side::Primary => {
-                let image = Image::open(&path)?;
+                let image = direct(Image::open(&path)?);
                 let accept = settings.accept_outdated.as_deref();
                 let history = History::of_primary(place.clone(), &image, accept)?;
                 Device::new(Access::ReadWrite, Some(medium((image, history))))
             }
             Side::Standby => match Image::open(&path) {
                 Ok(image) => {
+                    let image = direct(image);
                     let history = History::of_standby(place.clone(), &image, false)?;
                     Device::new(Access::ReadOnly, Some(medium((image, history))))
                 }
@@ -188,6 +192,7 @@ impl BlockRemus {
             place,
             route: settings.route,
             buffer: settings.buffer,
+            direct: settings.direct,
             durable: settings.durable,
             interval: INTERVAL,
             figures: Arc::new(Figures::of(&*context.host)),
@@ -211,6 +216,7 @@ impl BlockRemus {
     fn medium_of(&self, size: u64) -> Result<&Medium, PluginError> {
         if self.device.medium().is_none() {
             let image = Image::create(&self.path, size)?;
+            let image = if self.direct { image.direct() } else { image };
             let history = History::of_standby(self.place.clone(), &image, true)?;
             self.device.set_medium(Medium { image: Arc::new(image), history: Arc::new(history) });
         }

@@ -23,8 +23,9 @@ use crate::device::Medium;
 use crate::history::{History, Next};
 use crate::talk::Talk;
 use crate::wire::{Change, Check, Description, Tally, barrier, kind};
-use aventine_api::{Epoch, ErrorCode, Host, MAX_RECORD, PluginError, RecordHead, RecordTx};
+use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordTx};
 use aventine_disk_common::image::Image;
+use aventine_disk_common::pool::Pool;
 use aventine_disk_common::{lock, wait_while};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,10 +34,12 @@ use std::time::Duration;
 
 /// What a queued change takes in memory beside its data.
 const CHANGE_COST: usize = 64;
-/// Most changes in a record: two parts each, well under what one system call takes.
+/// Most changes in a record: two parts each, well under what one system call takes. Most bytes: what the processor's caches
+/// hold between hashing and sending them.
 const MAX_CHANGES: usize = 256;
+const MAX_BYTES: usize = 512 << 10;
 /// Bytes that are sent at once, and how long fewer wait for more.
-const ENOUGH: usize = 64 << 10;
+const ENOUGH: usize = 256 << 10;
 const LINGER: Duration = Duration::from_millis(1);
 
 /// Why an epoch could not be sealed.
@@ -81,6 +84,8 @@ pub(crate) struct Outbox {
     asks: bool,
     host: Arc<dyn Host>,
     history: Arc<History>,
+    /// Of changes that were sent; with those queued not much more than the queue's limit.
+    pub(crate) pool: Pool,
     pub(crate) talk: Talk,
     /// Taken away when the disk is dropped.
     image: Mutex<Option<Arc<Image>>>,
@@ -169,6 +174,7 @@ impl Outbox {
             asks,
             host,
             history,
+            pool: Pool::new(limit / 4),
             talk: Talk::default(),
             image: Mutex::new(Some(image)),
             sent: AtomicU64::new(0),
@@ -406,7 +412,8 @@ impl Outbox {
         };
         let mut bytes = change.wire_len();
         let mut changes = vec![change];
-        while changes.len() < MAX_CHANGES && items.front().is_some_and(|i| i.joins(epoch, MAX_RECORD - bytes))
+        while changes.len() < MAX_CHANGES
+            && items.front().is_some_and(|i| i.joins(epoch, MAX_BYTES.saturating_sub(bytes)))
         {
             if let Some(Item::Change { change, covers: more, .. }) = items.pop_front() {
                 bytes += change.wire_len();
@@ -447,7 +454,7 @@ impl Outbox {
         }
     }
 
-    /// Gives back the room of what was sent. The batch's memory is freed here, outside the lock.
+    /// Gives back the room of what was sent. The batch's memory goes outside of the lock.
     fn finish(&self, batch: Batch) {
         let (changes, covers) = match batch {
             Batch::Changes { changes, covers, .. } => (changes, covers),
@@ -463,5 +470,6 @@ impl Outbox {
             state.bytes = state.bytes.saturating_sub(cost);
         }
         self.room.notify_all();
+        changes.into_iter().for_each(|c| self.pool.give(c.data));
     }
 }

@@ -1,6 +1,6 @@
 //! Locks on ranges of bytes, granted in the order in which they were asked for.
 
-use aventine_disk_common::lock;
+use aventine_disk_common::{lock, wait_while};
 use std::ops::Range;
 use std::sync::{Condvar, Mutex};
 
@@ -16,6 +16,8 @@ struct Asked {
     next: u64,
     /// Ascending tickets.
     ranges: Vec<(u64, Range<u64>)>,
+    /// How many wait for one before theirs.
+    waiting: usize,
 }
 
 /// A range that nobody else holds, until this is dropped.
@@ -40,7 +42,10 @@ impl Ranges {
                 .take_while(|(t, _)| *t < ticket)
                 .any(|(_, r)| r.start < range.end && range.start < r.end)
         };
-        drop(self.freed.wait_while(asked, earlier));
+        if earlier(&mut asked) {
+            asked.waiting += 1;
+            wait_while(&self.freed, asked, earlier).waiting -= 1;
+        }
         held
     }
 }
@@ -49,9 +54,9 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         let mut asked = lock(&self.ranges.asked);
         asked.ranges.retain(|(t, _)| *t != self.ticket);
-        let others = !asked.ranges.is_empty();
+        let waiting = asked.waiting > 0;
         drop(asked);
-        if others {
+        if waiting {
             self.ranges.freed.notify_all();
         }
     }

@@ -24,8 +24,10 @@ use crate::points::Answers;
 use crate::wire::{Arrived, Check, RecordError, Tally, changes, kind, parse_barrier};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
 use aventine_disk_common::image::{Image, ImageError};
+use aventine_disk_common::pool::Pool;
 use aventine_disk_common::{lock, wait_while};
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +35,8 @@ use std::time::Duration;
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// What a kept record takes in memory beside its payload, and an epoch beside its records.
 const RECORD_COST: usize = 64;
+/// Adjacent writes are applied as one of at most so many bytes.
+const MAX_RUN: usize = 512 << 10;
 
 /// Why the primary cannot be followed any more.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +93,8 @@ pub(crate) struct Staging {
     room: Condvar,
     /// The reader's access to the image; taken away when it is stopped.
     image: Mutex<Option<Arc<Image>>>,
+    /// Of records that were applied.
+    pool: Pool,
     size: u64,
     limit: usize,
     host: Arc<dyn Host>,
@@ -115,6 +121,38 @@ struct State {
     bytes: usize,
 }
 
+/// Writes each of which begins where the one before ends.
+#[derive(Default)]
+struct Run<'a> {
+    parts: Vec<IoSlice<'a>>,
+    offset: u64,
+    len: usize,
+}
+
+impl<'a> Run<'a> {
+    fn continues(&self, offset: u64, data: &[u8]) -> bool {
+        self.offset + self.len as u64 == offset && self.len + data.len() <= MAX_RUN
+    }
+
+    fn add(&mut self, offset: u64, data: &'a [u8]) {
+        if self.parts.is_empty() {
+            self.offset = offset;
+        }
+        self.parts.push(IoSlice::new(data));
+        self.len += data.len();
+    }
+
+    /// Writes what there is; begins a new one.
+    fn write(&mut self, image: &Image) -> Result<(), ImageError> {
+        if !self.parts.is_empty() {
+            image.write_behind(self.offset, &self.parts)?;
+        }
+        self.parts.clear();
+        self.len = 0;
+        Ok(())
+    }
+}
+
 #[derive(Default)]
 struct Records {
     kept: Vec<Kept>,
@@ -127,6 +165,15 @@ enum Kept {
     Check(Check),
 }
 
+impl Kept {
+    fn payload(self) -> Option<Vec<u8>> {
+        match self {
+            Kept::Changes(payload) => Some(payload),
+            Kept::Check(_) => None,
+        }
+    }
+}
+
 impl Staging {
     pub(crate) fn new(
         Medium { image, history }: Medium,
@@ -136,7 +183,8 @@ impl Staging {
     ) -> Staging {
         let size = image.size();
         let (state, room) = (Mutex::default(), Condvar::new());
-        Staging { state, room, image: Mutex::new(Some(image)), size, limit, host, history, answers }
+        let (image, pool) = (Mutex::new(Some(image)), Pool::new(limit / 8));
+        Staging { state, room, image, pool, size, limit, host, history, answers }
     }
 
     /// Bytes held.
@@ -173,6 +221,9 @@ impl Staging {
             state.bytes -= records.bytes;
             drop(state);
             self.room.notify_all();
+            if let Some(records) = Arc::into_inner(records) {
+                records.kept.into_iter().filter_map(Kept::payload).for_each(|p| self.pool.give(p));
+            }
         }
         Ok(())
     }
@@ -184,13 +235,22 @@ impl Staging {
     }
 
     fn carry_out(&self, payload: &[u8], image: &Image) -> Result<(), FollowError> {
+        let mut run = Run::default();
         for change in changes(payload, self.size) {
             match change? {
-                Arrived::Write { offset, data } => image.write(offset, data, false)?,
-                Arrived::Zero { offset, len, unmap } => image.zero(offset, len, unmap)?,
+                Arrived::Write { offset, data } => {
+                    if !run.continues(offset, data) {
+                        run.write(image)?;
+                    }
+                    run.add(offset, data);
+                }
+                Arrived::Zero { offset, len, unmap } => {
+                    run.write(image)?;
+                    image.zero(offset, len, unmap)?;
+                }
             }
         }
-        Ok(())
+        Ok(run.write(image)?)
     }
 
     /// Whether `epoch` can be taken over, and if so, forgets everything after it.
@@ -228,16 +288,15 @@ impl Staging {
 
     /// The reading thread: until the channel ends, something does not make sense, or it is stopped.
     pub(crate) fn run(&self, rx: &mut dyn RecordRx) {
-        let mut tally = Tally::default();
+        let (mut tally, mut payload) = (Tally::default(), Vec::new());
         let error = loop {
             if !self.wait_for_room() {
                 return;
             }
-            let mut payload = Vec::new();
             match rx.recv(&mut payload) {
                 Err(error) => break error,
                 Ok(head) => {
-                    if let Err(error) = self.take(head, payload, &mut tally) {
+                    if let Err(error) = self.take(head, &mut payload, &mut tally) {
                         break error.into();
                     }
                 }
@@ -301,7 +360,8 @@ impl Staging {
         !wait_while(&self.room, lock(&self.state), full).stopped
     }
 
-    fn take(&self, head: RecordHead, payload: Vec<u8>, tally: &mut Tally) -> Result<(), FollowError> {
+    /// `payload` is left with whatever it has: the next one may need its room.
+    fn take(&self, head: RecordHead, payload: &mut Vec<u8>, tally: &mut Tally) -> Result<(), FollowError> {
         let RecordHead { epoch, kind } = head;
         let unexpected = || FollowError::Record(RecordError::Unexpected { kind, epoch });
         let (staged, copied) = {
@@ -312,18 +372,22 @@ impl Staging {
         let open = if copying { Epoch::COPY } else { staged.next() };
         match kind {
             kind::CHANGES if epoch == open => {
-                tally.add_record(&payload, self.size)?;
-                if copying { self.apply_copy(&payload) } else { self.keep(Kept::Changes(payload)) }
+                tally.add_record(payload, self.size)?;
+                if copying {
+                    return self.apply_copy(payload);
+                }
+                let payload = self.received(payload);
+                self.keep(Kept::Changes(payload))
             }
             kind::CHECK if epoch == open && !copying => {
-                self.keep(Kept::Check(Check::parse(&payload, self.size)?))
+                self.keep(Kept::Check(Check::parse(payload, self.size)?))
             }
             kind::COPIED if copying && !copied => {
                 lock(&self.state).copied = true;
                 Ok(())
             }
             kind::BARRIER if copied && epoch == open.max(Epoch::FIRST) => {
-                let ((sent, next), got) = (parse_barrier(&payload)?, tally.finish());
+                let ((sent, next), got) = (parse_barrier(payload)?, tally.finish());
                 if sent != got {
                     return Err(RecordError::Summary { epoch, sent, got }.into());
                 }
@@ -338,6 +402,15 @@ impl Staging {
         match &*lock(&self.image) {
             Some(image) => self.carry_out(payload, image),
             None => Ok(()),
+        }
+    }
+
+    /// What is short does not keep the memory of what is long.
+    fn received(&self, received: &mut Vec<u8>) -> Vec<u8> {
+        if received.len() > received.capacity() / 2 {
+            std::mem::replace(received, self.pool.take())
+        } else {
+            received.clone()
         }
     }
 

@@ -97,7 +97,8 @@ impl Verifier<'_> {
         if repair {
             // Were the session to end before the standby has it, a resync would bring it.
             history.touch(offset, len as u64)?;
-            self.outbox.push_guest(vec![contents(offset, piece)], cost, (offset, len as u64));
+            let change = contents(offset, &piece, &self.outbox.pool);
+            self.outbox.push_guest(vec![change], cost, (offset, len as u64));
         }
         self.outbox.push_check(check);
         self.under_way.push_back(UnderWay { offset, len, repaired: repair });

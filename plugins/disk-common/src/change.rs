@@ -13,8 +13,9 @@ use xxhash_rust::xxh3::Xxh3;
 /// Bytes before a change's data.
 pub const CHANGE_HEAD: usize = 17;
 
-/// Longest data of one change; longer writes become several.
-pub const MAX_CHANGE: usize = 1 << 20;
+/// Longest data of one change; longer writes become several. So short that what copies them, hashes them and sends them finds
+/// them in the processor's cache.
+pub const MAX_CHANGE: usize = 256 << 10;
 
 const WRITE: u8 = 1;
 const ZERO: u8 = 2;
@@ -78,9 +79,18 @@ pub struct Change {
 impl Change {
     /// A write, in pieces that fit.
     pub fn write(offset: u64, data: &[u8]) -> impl Iterator<Item = Change> + '_ {
+        Change::write_by(offset, data, <[u8]>::to_vec)
+    }
+
+    /// A write, in pieces that fit and that `copy` makes.
+    pub fn write_by(
+        offset: u64,
+        data: &[u8],
+        copy: impl Fn(&[u8]) -> Vec<u8>,
+    ) -> impl Iterator<Item = Change> {
         data.chunks(MAX_CHANGE)
             .enumerate()
-            .map(move |(i, piece)| Change::piece(offset + (i * MAX_CHANGE) as u64, piece.to_vec()))
+            .map(move |(i, piece)| Change::piece(offset + (i * MAX_CHANGE) as u64, copy(piece)))
     }
 
     /// A write of at most [`MAX_CHANGE`] bytes.

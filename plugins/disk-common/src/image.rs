@@ -1,10 +1,12 @@
-//! The image: a regular file or a block device, locked while it is open, read and written at positions.
+//! The image: a regular file or a block device, locked while it is open, read and written at positions, past the page
+//! cache where that is wanted and possible (`direct`).
 
+use crate::direct::{Direct, PIECE, write_all};
 use crate::lock;
 use crate::steps::{self, Step};
 use aventine_api::{ErrorCode, PluginError};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, fdatasync, flock, major, minor, seek};
-use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use rustix::io::{Errno, pwritev};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -14,6 +16,13 @@ use std::sync::{Arc, Mutex};
 
 /// Zeroes to write where the file system cannot make them otherwise, and to compare with.
 pub static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+
+/// Writes behind of so many bytes gain nothing from the page cache.
+const LONG: usize = 128 << 10;
+/// Every device can make so many bytes zero, where they begin at a multiple.
+const BLOCK: u64 = 4096;
+/// Slices that the kernel takes at once.
+const MOST_PARTS: usize = 1024;
 
 /// Why an image could not be opened or made.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +122,17 @@ pub enum ImageError {
         /// What the kernel says.
         source: Arc<io::Error>,
     },
+    /// Somebody has cut it off.
+    #[error("Image {} has {is} bytes by now, but had {was} when it was opened. A disk cannot be resized while it is in \
+        use, and what was cut off is lost; stop the guest, and give the images of both hosts the same size", path.display())]
+    Shrunk {
+        /// Which.
+        path: PathBuf,
+        /// Bytes when it was opened.
+        was: u64,
+        /// Bytes now.
+        is: u64,
+    },
     /// A sync failed before.
     #[error("Image {} could not be brought to stable storage before, so some of its writes may be lost. Check the \
         disk under it", path.display())]
@@ -148,8 +168,14 @@ pub struct Stamp {
 /// An open image, locked against every other process.
 pub struct Image {
     file: File,
+    /// Past the page cache.
+    direct: Option<Direct>,
     path: PathBuf,
     size: u64,
+    /// Whether it is a block device.
+    device: bool,
+    /// Whether it was said that the image has grown.
+    grown: AtomicBool,
     /// Whether something was written since the last sync began.
     unsynced: AtomicBool,
     /// Held while syncing: whoever finds nothing to sync must know that it has been synced, not that it is being.
@@ -206,7 +232,28 @@ impl Image {
 
     fn new(file: File, path: &Path, size: u64) -> Image {
         let (unsynced, sync_failed) = (AtomicBool::new(true), Mutex::new(false));
-        Image { file, path: path.to_owned(), size, unsynced, sync_failed }
+        let (path, grown) = (path.to_owned(), AtomicBool::new(false));
+        let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
+        Image { file, direct: None, path, size, device, grown, unsynced, sync_failed }
+    }
+
+    /// From now on reads and writes of whole blocks go past the page cache, where the image allows that; says so where it
+    /// does not.
+    pub fn direct(mut self) -> Image {
+        match Direct::of(&self.file) {
+            Ok(direct) => self.direct = Some(direct),
+            Err(error) => {
+                let (image, error) = (self.path.display(), PluginError::new(ErrorCode::Unavailable, error));
+                let why = error.chain();
+                tracing::info!(%image, why, "the image is read and written through the page cache");
+            }
+        }
+        self
+    }
+
+    /// Whether whole blocks go past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
     }
 
     /// Bytes.
@@ -229,35 +276,72 @@ impl Image {
         }
     }
 
-    /// Fills `buf` from `offset`.
+    /// Fills `buf` from `offset`. Page-aligned memory is read into without a copy where the image is direct; so it is with
+    /// [`Image::write`].
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
-        self.file.read_exact_at(buf, offset).map_err(|e| ImageError::Read {
-            path: self.path.clone(),
-            offset,
-            len: buf.len() as u64,
-            source: Arc::new(e),
+        let done = match &self.direct {
+            Some(direct) if direct.is_whole(offset, buf.len()) => direct.read(offset, buf),
+            direct => {
+                let _alone = direct.as_ref().map(Direct::through_cache);
+                self.file.read_exact_at(buf, offset)
+            }
+        };
+        done.map_err(|e| {
+            let cut = (e.kind() == io::ErrorKind::UnexpectedEof).then(|| self.check_size().err()).flatten();
+            cut.unwrap_or_else(|| self.read_error(offset, buf.len() as u64, e))
         })
     }
 
     /// Writes `data`; with `sync` it is on stable storage on return.
     pub fn write(&self, offset: u64, data: &[u8], sync: bool) -> Result<(), ImageError> {
-        let done = if sync {
-            self.write_synced(offset, data)
-        } else {
+        if !sync {
             self.unsynced.store(true, Ordering::SeqCst);
-            self.file.write_all_at(data, offset)
+        }
+        let done = match &self.direct {
+            Some(direct) if direct.is_whole(offset, data.len()) => direct.write(offset, data, sync),
+            direct => {
+                let _alone = direct.as_ref().map(Direct::through_cache);
+                write_all(&self.file, offset, data, sync)
+            }
         };
         steps::tell(&self.path, &|| Step::Write { offset, data: data.to_vec(), synced: sync });
         done.map_err(|e| self.write_error(offset, data.len() as u64, e))
     }
 
-    fn write_synced(&self, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
-        while !data.is_empty() {
-            match pwritev2(&self.file, &[IoSlice::new(data)], offset, ReadWriteFlags::DSYNC) {
+    /// Writes `parts` one behind the other, where nobody waits for a single write and nobody else writes meanwhile: through
+    /// the page cache, which sorts short writes, and keeps those that are written once more; long ones past it.
+    pub fn write_behind(&self, offset: u64, parts: &[IoSlice<'_>]) -> Result<(), ImageError> {
+        let len = parts.iter().map(|p| p.len()).sum();
+        self.unsynced.store(true, Ordering::SeqCst);
+        let done = match &self.direct {
+            Some(direct) if (LONG..=PIECE).contains(&len) && direct.is_whole(offset, len) => {
+                direct.write_parts(offset, parts)
+            }
+            direct => {
+                let _alone = direct.as_ref().map(Direct::through_cache);
+                self.write_cached(offset, parts)
+            }
+        };
+        steps::tell(&self.path, &|| {
+            let data = parts.iter().flat_map(|p| p.iter().copied()).collect();
+            Step::Write { offset, data, synced: false }
+        });
+        done.map_err(|e| self.write_error(offset, len as u64, e))
+    }
+
+    fn write_cached(&self, mut offset: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        if let [only] = parts {
+            return self.file.write_all_at(only, offset);
+        }
+        let mut copy = parts.to_vec();
+        let mut rest = &mut copy[..];
+        while !rest.is_empty() {
+            let most = rest.len().min(MOST_PARTS);
+            match pwritev(&self.file, &rest[..most], offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     offset += n as u64;
-                    data = &data[n..];
+                    IoSlice::advance_slices(&mut rest, n);
                 }
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
@@ -274,19 +358,39 @@ impl Image {
         done.map_err(|e| self.write_error(offset, len, e))
     }
 
-    fn zero_range(&self, mut offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    fn zero_range(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let _alone = self.direct.as_ref().map(Direct::through_cache);
+        if !self.device {
+            return self.zero_whole(offset, len, unmap);
+        }
+        // A device takes whole blocks only.
+        let end = offset + len;
+        let first = offset.next_multiple_of(BLOCK).min(end);
+        let last = (end / BLOCK * BLOCK).max(first);
+        self.write_zeroes(offset, first - offset)?;
+        if last > first {
+            self.zero_whole(first, last - first, unmap)?;
+        }
+        self.write_zeroes(last, end - last)
+    }
+
+    fn zero_whole(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         let punch = unmap.then_some(FallocateFlags::PUNCH_HOLE);
         for mode in punch.into_iter().chain([FallocateFlags::ZERO_RANGE]) {
             loop {
                 match fallocate(&self.file, mode | FallocateFlags::KEEP_SIZE, offset, len) {
                     Ok(()) => return Ok(()),
                     Err(Errno::INTR) => {}
-                    // INVAL: a device that wants whole blocks.
+                    // INVAL: a device with longer blocks.
                     Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => break,
                     Err(e) => return Err(e.into()),
                 }
             }
         }
+        self.write_zeroes(offset, len)
+    }
+
+    fn write_zeroes(&self, mut offset: u64, len: u64) -> io::Result<()> {
         let end = offset + len;
         while offset < end {
             let piece = (end - offset).min(ZEROES.len() as u64);
@@ -294,6 +398,10 @@ impl Image {
             offset += piece;
         }
         Ok(())
+    }
+
+    fn read_error(&self, offset: u64, len: u64, error: io::Error) -> ImageError {
+        ImageError::Read { path: self.path.clone(), offset, len, source: Arc::new(error) }
     }
 
     fn write_error(&self, offset: u64, len: u64, error: io::Error) -> ImageError {
@@ -306,6 +414,7 @@ impl Image {
         if *failed {
             return Err(ImageError::SyncFailedBefore { path: self.path.clone() });
         }
+        self.check_size()?;
         if !self.unsynced.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
@@ -316,6 +425,35 @@ impl Image {
             *failed = true;
             ImageError::Sync { path: self.path.clone(), source: Arc::new(e.into()) }
         })
+    }
+
+    /// Whether all of the image is there still. What a guest sees of a disk is fixed when it is opened: an image that has grown
+    /// serves as before, one that is cut off has lost something.
+    fn check_size(&self) -> Result<(), ImageError> {
+        let (was, Some(is)) = (self.size, self.size_now()) else { return Ok(()) };
+        if is < was {
+            return Err(ImageError::Shrunk { path: self.path.clone(), was, is });
+        }
+        if is > was && !self.grown.swap(true, Ordering::Relaxed) {
+            let image = self.path.display();
+            tracing::warn!(
+                %image, was, is,
+                "the image has grown; a disk cannot be resized while it is in use: the guest sees the new size once both \
+                hosts' images have it and the guest is started anew"
+            );
+        }
+        Ok(())
+    }
+
+    fn size_now(&self) -> Option<u64> {
+        let meta = self.file.metadata().ok()?;
+        if meta.is_file() {
+            return Some(meta.len());
+        }
+        // Seeking to the end would move the position that others seek by.
+        let sectors =
+            fs::read_to_string(format!("/sys/dev/block/{}:{}/size", major(meta.rdev()), minor(meta.rdev())));
+        sectors.ok()?.trim().parse().ok().map(|n: u64| n * 512)
     }
 
     /// Where from `offset` on something is allocated, at the latest the end of the image. Up to there it reads as
@@ -341,12 +479,7 @@ impl Image {
     }
 
     fn extent_error(&self, offset: u64, error: Errno) -> ImageError {
-        ImageError::Read {
-            path: self.path.clone(),
-            offset,
-            len: self.size - offset,
-            source: Arc::new(error.into()),
-        }
+        self.read_error(offset, self.size - offset, error.into())
     }
 }
 
@@ -411,6 +544,29 @@ mod tests {
         File::create(dir.path().join("empty")).unwrap();
         assert!(matches!(Image::open(&dir.path().join("empty")), Err(OpenError::Empty { .. })));
         assert!(matches!(Image::create(&dir.path().join("no/dir"), 1), Err(OpenError::Create { .. })));
+    }
+
+    #[test]
+    fn an_image_that_was_cut_off_is_named_and_one_that_has_grown_serves_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web.img");
+        for direct in [false, true] {
+            let image = Image::create(&path, 1 << 20).unwrap();
+            let image = if direct { image.direct() } else { image };
+            let resize = |to| OpenOptions::new().write(true).open(&path).unwrap().set_len(to).unwrap();
+            resize(2 << 20);
+            image.write(0, &[3; 512], false).unwrap();
+            image.sync().unwrap();
+            assert_eq!(image.size(), 1 << 20);
+            resize(1 << 19);
+            let error = image.sync().unwrap_err();
+            assert!(matches!(error, ImageError::Shrunk { was: 0x10_0000, is: 0x8_0000, .. }), "{error}");
+            let error = image.read(1 << 19, &mut [0; 4096]).unwrap_err();
+            assert!(matches!(error, ImageError::Shrunk { .. }), "{error}");
+            resize(1 << 20);
+            image.sync().unwrap();
+            fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]

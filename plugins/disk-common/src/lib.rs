@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod change;
+mod direct;
 pub mod image;
 pub mod marker;
+pub mod pool;
 #[doc(hidden)]
 pub mod steps;
 

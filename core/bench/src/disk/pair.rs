@@ -7,6 +7,7 @@
 
 use super::BenchError;
 use super::channel::channel;
+use super::cpu;
 use aventine_api::{
     BlockDevice, Context, Disengage, Disk, DiskStats, Epoch, Factory, Host, Kind, PluginError, RecordRx, Side,
 };
@@ -65,23 +66,25 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Replicates `primary/disk.img` in `dir` to `standby/disk.img`, and waits for the first epoch.
-    pub(super) fn start(plugin: &str, dir: &Path) -> Result<Pair, BenchError> {
+    /// Replicates `primary/disk.img` in `dir` to `standby/disk.img` in `other`, and waits for the first epoch.
+    pub(super) fn start(plugin: &str, dir: &Path, other: &Path, cached: bool) -> Result<Pair, BenchError> {
         let (tell, events) = queue();
         let (to_standby, staged) = queue();
         let failed = |doing| move |e| BenchError::Plugin(plugin.to_owned(), doing, e);
         let host = |side, staged| Arc::new(Reports { side, events: tell.clone(), staged });
-        let mut primary = make(plugin, Side::Primary, dir, host("the primary's disk worked", None))?;
+        let mut primary = make(plugin, Side::Primary, dir, cached, host("the primary's disk worked", None))?;
         let standby = host("the standby's disk worked", Some(to_standby.clone()));
-        let mut standby = make(plugin, Side::Standby, dir, standby)?;
+        let mut standby = make(plugin, Side::Standby, other, cached, standby)?;
         let [(tx, back), (answers, rx)] = channel().map_err(BenchError::Channel)?;
         let back = Some(Box::new(back) as Box<dyn RecordRx>);
         primary.replicate(Box::new(tx), back).map_err(failed("beginning to replicate"))?;
         standby.receive(Box::new(rx), Box::new(answers)).map_err(failed("beginning to receive"))?;
-        let standby = thread::spawn({
+        let applying = thread::Builder::new().name(format!("{} apply", cpu::STANDBY));
+        let standby = applying.spawn({
             let tell = tell.clone();
             move || follow(&mut *standby, &staged, &tell)
         });
+        let standby = standby.map_err(BenchError::Thread)?;
         let mut pair = Pair {
             plugin: plugin.to_owned(),
             primary,
@@ -235,14 +238,22 @@ fn follow(disk: &mut dyn Disk, staged: &Receiver<Option<Epoch>>, tell: &Sender<E
     }
 }
 
-fn make(plugin: &str, side: Side, dir: &Path, host: Arc<dyn Host>) -> Result<Box<dyn Disk>, BenchError> {
+fn make(
+    plugin: &str,
+    side: Side,
+    dir: &Path,
+    cached: bool,
+    host: Arc<dyn Host>,
+) -> Result<Box<dyn Disk>, BenchError> {
     let entry = aventine_registry::find(Kind::Disk, plugin).ok_or_else(|| {
         BenchError::Unknown(plugin.to_owned(), aventine_registry::names(Kind::Disk).join(", "))
     })?;
     let Factory::Disk(make) = entry.factory else { unreachable!("plugins are found by kind") };
-    let dir = dir.join(if side == Side::Primary { "primary" } else { "standby" });
+    let name = if side == Side::Primary { cpu::PRIMARY } else { cpu::STANDBY };
+    let dir = dir.join(name);
     std::fs::create_dir_all(&dir).map_err(BenchError::Directory)?;
     let (state_dir, config_dir) = (dir.clone(), dir);
-    let context = Context { guest: "bench".into(), id: "disk0".into(), side, state_dir, config_dir, host };
-    make("image = 'disk.img'", context).map_err(|e| BenchError::Plugin(plugin.to_owned(), "being set up", e))
+    let context = Context { guest: "bench".into(), id: name.into(), side, state_dir, config_dir, host };
+    let text = if cached { "image = 'disk.img'\ndirect = false" } else { "image = 'disk.img'" };
+    make(text, context).map_err(|e| BenchError::Plugin(plugin.to_owned(), "being set up", e))
 }

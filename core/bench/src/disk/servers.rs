@@ -2,10 +2,9 @@
 
 use super::BenchError;
 use super::client::Client;
-use aventine_api::{BlockDevice, ErrorCode, PluginError};
-use std::fs::File;
+use aventine_api::{BlockDevice, PluginError};
+use aventine_disk_common::image::Image;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -15,31 +14,24 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An image behind our own front-end.
-pub(super) struct Raw {
-    pub(super) file: File,
-    pub(super) size: u64,
-}
-
-fn io(error: io::Error) -> PluginError {
-    PluginError::new(ErrorCode::Io, error)
-}
+pub(super) struct Raw(pub(super) Image);
 
 impl BlockDevice for Raw {
     fn size(&self) -> u64 {
-        self.size
+        self.0.size()
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), PluginError> {
-        self.file.read_exact_at(buf, offset).map_err(io)
+        Ok(self.0.read(offset, buf)?)
     }
 
     fn write(&self, offset: u64, data: &[u8], fua: bool) -> Result<(), PluginError> {
-        self.file.write_all_at(data, offset).map_err(io)?;
-        if fua { self.flush() } else { Ok(()) }
+        Ok(self.0.write(offset, data, fua)?)
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, _: bool, fua: bool) -> Result<(), PluginError> {
-        self.write(offset, &vec![0; len as usize], fua)
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool, fua: bool) -> Result<(), PluginError> {
+        self.0.zero(offset, len, may_unmap)?;
+        if fua { self.flush() } else { Ok(()) }
     }
 
     fn trim(&self, offset: u64, len: u64) -> Result<(), PluginError> {
@@ -47,7 +39,7 @@ impl BlockDevice for Raw {
     }
 
     fn flush(&self) -> Result<(), PluginError> {
-        self.file.sync_data().map_err(io)
+        Ok(self.0.sync()?)
     }
 }
 
@@ -55,11 +47,16 @@ impl BlockDevice for Raw {
 pub(super) struct QemuNbd(Child);
 
 impl QemuNbd {
-    /// Serves an image to one client. `None`: it is not installed.
-    pub(super) fn start(dir: &Path, size: u64) -> Result<Option<(QemuNbd, Client)>, BenchError> {
+    /// Serves an image to one client, past the page cache if `direct`. `None`: it is not installed.
+    pub(super) fn start(
+        dir: &Path,
+        size: u64,
+        direct: bool,
+    ) -> Result<Option<(QemuNbd, Client)>, BenchError> {
         let mut command = Command::new("qemu-nbd");
         let socket = dir.join("qemu.sock");
-        command.args(["--format=raw", "--cache=writeback", "--socket"]).arg(&socket);
+        let cache = if direct { "--cache=none" } else { "--cache=writeback" };
+        command.args(["--format=raw", cache, "--socket"]).arg(&socket);
         command.arg(dir.join("qemu/disk.img")).stdin(Stdio::null()).stdout(Stdio::null());
         let mut server = match command.spawn() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -1,4 +1,5 @@
 mod clients;
+mod concurrent;
 mod device;
 mod hostile;
 mod raw;

@@ -189,7 +189,7 @@ impl Half {
             host: Arc::new(TestHost(Mutex::new(tx))),
         };
         let (image, durable) = (PathBuf::from(image), Durable::Flush);
-        let settings = Settings { image, route: None, buffer, durable, accept_outdated: None };
+        let settings = Settings { image, route: None, buffer, direct: true, durable, accept_outdated: None };
         Half::with(settings, context, events)
     }
 

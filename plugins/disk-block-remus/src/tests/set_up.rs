@@ -112,6 +112,7 @@ fn start(pair: &Pair, image: &str, accept: Option<String>) -> Result<Half, Plugi
         route: None,
         buffer: MIB,
         durable: Durable::Flush,
+        direct: true,
         accept_outdated: accept,
     };
     Half::with(settings, context, other.events)

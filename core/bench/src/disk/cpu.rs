@@ -1,0 +1,54 @@
+//! Processor time of each side, told apart by the names of its threads.
+
+use super::BenchError;
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+/// Names of the disk on the primary, which is its export's as well, on the standby, and of the export without replication. They
+/// are parts of their threads' names.
+pub(super) const PRIMARY: &str = "primary";
+pub(super) const STANDBY: &str = "standby";
+pub(super) const EXPORT: &str = "single";
+
+/// What threads have spent so far.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Cpu {
+    pub(super) export: Duration,
+    pub(super) primary: Duration,
+    pub(super) standby: Duration,
+}
+
+impl Cpu {
+    pub(super) fn now() -> Result<Cpu, BenchError> {
+        let mut cpu = Cpu::default();
+        for thread in fs::read_dir("/proc/self/task").map_err(BenchError::Cpu)? {
+            let thread = thread.map_err(BenchError::Cpu)?.path();
+            let read = |file| match fs::read_to_string(thread.join(file)) {
+                // It has ended meanwhile.
+                Err(e) if matches!(e.raw_os_error(), Some(2 | 3)) => Ok(String::new()),
+                other => other.map_err(BenchError::Cpu),
+            };
+            let name = read("comm")?;
+            let sides = [(EXPORT, &mut cpu.export), (PRIMARY, &mut cpu.primary), (STANDBY, &mut cpu.standby)];
+            if let Some((_, side)) = sides.into_iter().find(|(part, _)| name.contains(part)) {
+                *side += nanoseconds(&read("schedstat")?).map_err(BenchError::Cpu)?;
+            }
+        }
+        Ok(cpu)
+    }
+
+    pub(super) fn since(self, before: Cpu) -> Cpu {
+        Cpu {
+            export: self.export.saturating_sub(before.export),
+            primary: self.primary.saturating_sub(before.primary),
+            standby: self.standby.saturating_sub(before.standby),
+        }
+    }
+}
+
+/// The first figure: nanoseconds on a processor.
+fn nanoseconds(schedstat: &str) -> io::Result<Duration> {
+    let first = schedstat.split_whitespace().next().unwrap_or("0");
+    first.parse().map(Duration::from_nanos).map_err(io::Error::other)
+}
