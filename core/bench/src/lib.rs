@@ -4,6 +4,7 @@
 pub mod disk;
 pub mod network;
 pub mod plugins;
+pub mod transport;
 mod wire;
 
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use crate::plugin::{Ids, is_file_name};
 use crate::report::Problem;
 use crate::shared::{self, Registry};
-use crate::{Config, Instance, Strategies, plugin};
+use crate::{Config, Frontend, Instance, Strategies, plugin};
 use aventine_api::Kind;
 use aventine_api::units::Quantity;
 use std::ops::{Range, RangeInclusive};
@@ -170,6 +170,7 @@ impl<'t, 'i> Document<'t, 'i> {
         let guest = self.one(Kind::Guest, None, "it is the virtual machine to protect");
         let networks = self.many(Kind::Network, "net", &mut ids);
         let disks = self.many(Kind::Disk, "disk", &mut ids);
+        let frontends = self.frontends();
         let transport = self.one(Kind::Transport, None, "it is how the two hosts reach each other");
         let policy = self.one(Kind::Policy, Some("fixed"), "it decides how often there is a checkpoint");
         let codec = self.one(Kind::Codec, Some("raw"), "it is how pages are written on the wire");
@@ -188,6 +189,7 @@ impl<'t, 'i> Document<'t, 'i> {
             guest: guest?,
             networks,
             disks,
+            frontends,
             transport: transport?,
             policy: policy?,
             codec: codec?,
@@ -393,8 +395,34 @@ impl<'t, 'i> Document<'t, 'i> {
             let id = ids.take(table, entry.span(), format!("{prefix}{position}"), &mut self.problems);
             let mut table = table.clone();
             table.remove("id");
+            if kind == Kind::Disk {
+                table.remove("frontend");
+            }
             instances.extend(plugin::instance(kind, &table, entry.span(), id, None, &mut self.problems));
         }
         instances
+    }
+
+    /// Of the disks, in their order.
+    fn frontends(&mut self) -> Vec<Frontend> {
+        let disks = item(self.root, Kind::Disk.name()).and_then(|disks| disks.value.as_array());
+        let tables = disks.into_iter().flatten().filter_map(|disk| disk.get_ref().as_table());
+        let mut frontends = Vec::new();
+        for frontend in tables.map(|table| item(table, "frontend")) {
+            let known = |item: &Item<'_, '_>| {
+                let name = item.value.as_str()?;
+                Frontend::ALL.into_iter().find(|f| f.name() == name)
+            };
+            match frontend.as_ref().map(|item| known(item).ok_or(item)) {
+                None => frontends.push(Frontend::default()),
+                Some(Ok(frontend)) => frontends.push(frontend),
+                Some(Err(item)) => self.problems.push(
+                    Problem::new("`frontend` is not a front-end for disks")
+                        .at(item.place(), "")
+                        .help("write \"nbd\", the default, or \"vhost-user\""),
+                ),
+            }
+        }
+        frontends
     }
 }

@@ -19,6 +19,7 @@
 //!
 //! [[network]]              # any number; `id` is net0, net1, … unless given
 //! [[disk]]                 # any number; disk0, disk1, …
+//! frontend = "nbd"         # or "vhost-user": how the guest reaches it
 //! [transport]              # required
 //! [policy]                 # plugin = "fixed" unless given
 //! [codec]                  # plugin = "raw" unless given
@@ -65,6 +66,28 @@ pub struct Instance {
     pub config: String,
 }
 
+/// How a guest reaches a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Frontend {
+    /// By NBD.
+    #[default]
+    Nbd,
+    /// By vhost-user-blk.
+    VhostUser,
+}
+
+impl Frontend {
+    pub(crate) const ALL: [Frontend; 2] = [Frontend::Nbd, Frontend::VhostUser];
+
+    /// As the configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Frontend::Nbd => "nbd",
+            Frontend::VhostUser => "vhost-user",
+        }
+    }
+}
+
 /// A whole, validated configuration: every plugin is known and has accepted its keys.
 #[derive(Clone)]
 pub struct Config {
@@ -86,6 +109,8 @@ pub struct Config {
     pub networks: Vec<Instance>,
     /// Disks.
     pub disks: Vec<Instance>,
+    /// How the guest reaches each of them.
+    pub frontends: Vec<Frontend>,
     /// The transport.
     pub transport: Instance,
     /// The epoch policy.

@@ -3,6 +3,7 @@
 //! It says what each key may be where that can be said by a schema; what cannot (names that are taken, times that must fit
 //! together) is left to `aventine check`.
 
+use crate::Frontend;
 use crate::document::{AUDIT_RANGE, NAME_LENGTH};
 use crate::plugin::{ID_LENGTH, SINGLE};
 use aventine_api::schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -77,6 +78,11 @@ fn table(entry: &PluginEntry, is_default: bool) -> Value {
     if !SINGLE.contains(&entry.factory.kind()) {
         let what = "Names this table in messages and files.";
         properties.insert("id".into(), file_name(ID_LENGTH, what));
+    }
+    if entry.factory.kind() == Kind::Disk {
+        let names = Frontend::ALL.map(Frontend::name);
+        let what = "How the guest reaches the disk; nbd if not set.";
+        properties.insert("frontend".into(), json!({ "enum": names, "description": what }));
     }
     if let Some(Value::Object(own)) = schema.remove("properties") {
         properties.extend(own);

@@ -1,6 +1,6 @@
 //! Whole files and what is said about them. The plugins here exist for these tests only.
 
-use crate::{Config, ConfigErrors, Strategies};
+use crate::{Config, ConfigErrors, Frontend, Strategies};
 use aventine_api::{ConfigError, ErrorCode, Factory, Kind, PluginEntry, PluginError, parse_config};
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -290,6 +290,33 @@ fn bad_values_of_the_top_level_say_what_fits() {
         }
         assert!(said.ends_with("1 problem"), "{said}");
     }
+}
+
+#[test]
+fn each_disk_has_a_front_end_that_is_not_the_plugins_business() {
+    let disks = |keys: &[&str]| {
+        let tables: String = keys.iter().map(|key| format!("[[disk]]\nplugin = 'mirror'\n{key}\n")).collect();
+        format!("name = 'web'\n{GUEST}{REST}{tables}")
+    };
+    let config =
+        parse(&disks(&["frontend = 'vhost-user'", "", "frontend = 'nbd'"])).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(config.frontends, [Frontend::VhostUser, Frontend::Nbd, Frontend::Nbd]);
+    // The plugin knows no key at all.
+    assert!(config.disks.iter().all(|disk| disk.config.trim().is_empty()));
+
+    let said = report(&disks(&["", "frontend = 'scsi'", "frontend = 5"]));
+    for part in [
+        "`frontend` is not a front-end for disks",
+        ":14:12",
+        "write \"nbd\", the default, or \"vhost-user\"",
+        ":17:12",
+        "2 problems",
+    ] {
+        assert!(said.contains(part), "{part}:\n{said}");
+    }
+    let said =
+        report(&format!("name = 'web'\n{GUEST}{REST}[[network]]\nplugin = 'held'\nfrontend = 'nbd'\n"));
+    assert!(said.contains("unknown key `frontend`"), "{said}");
 }
 
 #[test]

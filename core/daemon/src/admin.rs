@@ -45,6 +45,7 @@ pub(crate) enum Request {
     Status,
     Stop,
     Handover,
+    Verify { repair: bool },
     Floor { rounds: u32 },
 }
 
@@ -137,6 +138,11 @@ async fn carry_out(request: Request, control: &Control) -> Answer<Value> {
         Request::Handover => {
             let (reply, answered) = channel();
             control.send(Command::HandOver { reply });
+            answer(reply_of(answered).await)
+        }
+        Request::Verify { repair } => {
+            let (reply, answered) = channel();
+            control.send(Command::Verify { repair, reply });
             answer(reply_of(answered).await)
         }
         Request::Floor { rounds } if !(1..=1000).contains(&rounds) => {
@@ -232,6 +238,11 @@ pub(crate) fn stop(state_dir: &Path) -> Result<(), AskError> {
 /// Hands the guest over to the other host; returns once it runs there.
 pub(crate) fn handover(state_dir: &Path) -> Result<(), AskError> {
     ask(state_dir, Request::Handover, None)
+}
+
+/// Has both images of the guest's disks compared; returns once that has begun.
+pub(crate) fn verify(state_dir: &Path, repair: bool) -> Result<(), AskError> {
+    ask(state_dir, Request::Verify { repair }, None)
 }
 
 #[cfg(test)]

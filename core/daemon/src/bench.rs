@@ -1,12 +1,15 @@
 //! `aventine bench`: what plugins cost.
 
-use crate::cli::Bench;
+use crate::cli::{Bench, Switch};
 use crate::exit::Exit;
-use crate::output::{print, tell_error};
+use crate::keys;
+use crate::output::{print, tell, tell_error};
 use aventine_api::Kind;
 use aventine_bench::network::{Figures, measure};
+use aventine_bench::transport::{self, Setup};
 use aventine_bench::{disk, plugins};
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) fn bench(what: Bench) -> Exit {
@@ -16,6 +19,10 @@ pub(crate) fn bench(what: Bench) -> Exit {
             disks(plugin, &disk::Options { size, time, cached, standby: standby_dir }, json)
         }
         Bench::Network { plugin, epochs, frames, json } => network(plugin, epochs, frames, json),
+        Bench::Transport { plugin, tls, streams, size, json, svg } => {
+            let setup = Setup { plugin, keys: None, streams: streams as usize, bytes: size };
+            transports(setup, tls == Switch::On, json, svg.as_deref())
+        }
         Bench::Plugins { files, epochs, json } => boundary(&files, epochs, json),
     }
 }
@@ -44,6 +51,61 @@ fn boundary(files: &[PathBuf], epochs: u64, json: bool) -> Exit {
         ));
     }
     Exit::Done
+}
+
+fn transports(setup: Setup, tls: bool, json: bool, svg: Option<&Path>) -> Exit {
+    let dir = match tempfile::tempdir() {
+        Ok(dir) => dir,
+        Err(error) => {
+            tell_error(&error);
+            return Exit::Error;
+        }
+    };
+    let keys = if tls { keys::make_for_bench(dir.path()).map(Some) } else { Ok(None) };
+    let measured = match keys {
+        Ok(keys) => transport::measure(&Setup { keys, ..setup }),
+        Err(exit) => return exit,
+    };
+    let figures = match measured {
+        Ok(figures) => figures,
+        Err(error) => {
+            tell_error(&error);
+            return Exit::Error;
+        }
+    };
+    match json {
+        true => print(serde_json::to_string(&figures).unwrap_or_else(|e| e.to_string())),
+        false => tell_transport(&figures),
+    }
+    match svg.map(|path| (path, fs::write(path, figures.svg()))) {
+        Some((path, Err(error))) => {
+            tell(format_args!("error: {} could not be written: {error}", path.display()));
+            Exit::Error
+        }
+        _ => Exit::Done,
+    }
+}
+
+fn tell_transport(figures: &transport::Figures) {
+    let transport::Figures { plugin, ratio, round_trip_ratios, ways, .. } = figures;
+    print("way          MiB/s   processor s/GiB: sending  receiving   round trip, median (99 %) us");
+    for way in ways {
+        let name = if way.way == "plugin" { plugin } else { way.way };
+        let trips = way.round_trips.iter().map(|transport::RoundTrip { pages, us: [median, most] }| {
+            format!("{pages} pages: {median:.0} ({most:.0})")
+        });
+        let trips: Vec<_> = trips.collect();
+        print(format_args!(
+            "{name:<10} {:>7.0} {:>26.3} {:>10.3}   {}",
+            way.goodput_mib,
+            way.sending_s_per_gib,
+            way.receiving_s_per_gib,
+            trips.join(", ")
+        ));
+    }
+    let trips: Vec<_> = round_trip_ratios.iter().map(|r| format!("{r:.2}")).collect();
+    let last = ways.last().map_or("", |w| w.way);
+    print(format_args!("{plugin} / {last}: goodput {ratio:.2}, round trips {}", trips.join(", ")));
 }
 
 fn network(plugin: Vec<String>, epochs: u64, frames: u64, json: bool) -> Exit {

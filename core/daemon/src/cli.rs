@@ -3,7 +3,7 @@
 use crate::exit;
 use aventine_api::ConfigError;
 use aventine_api::units::Quantity;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Keeps a running virtual machine alive through the loss of its host.
@@ -73,6 +73,25 @@ If it cannot be done, the guest runs on here.")]
     Handover {
         #[command(flatten)]
         which: Which,
+    },
+    /// Compare the disks' images on both hosts while the guest is protected, and repair the standby's
+    #[command(after_help = "\
+Examples:
+  aventine verify /etc/aventine/web.toml
+  aventine verify /etc/aventine/web.toml --report-only --json
+
+The guest runs on. Images are compared in pieces of some kilobytes; what differs on the standby is sent again and compared once
+more. The primary's log names each piece. Exit code 0: the images are the same now, or could be made the same. Interrupted, this
+command ends, and the verification goes on; `aventine status` shows it.")]
+    Verify {
+        #[command(flatten)]
+        which: Which,
+        /// Leave the standby's images as they are
+        #[arg(long)]
+        report_only: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Find what a crash left of a guest on this host, remove it or finish it
     #[command(after_help = "\
@@ -260,6 +279,12 @@ pub(crate) struct Demo {
 }
 
 /// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     /// Disks: reads and writes a second, and what a seal adds to the pause
@@ -291,6 +316,34 @@ each would take of its own.")]
         /// Print one line of JSON for each plugin
         #[arg(long)]
         json: bool,
+    },
+    /// Transports: pages a second, round trips of checkpoints, and processor time
+    #[command(after_help = "\
+Examples:
+  aventine bench transport
+  aventine bench transport --tls on --streams 2 --svg transport.svg
+
+Both ends are in this process, on the loopback interface. Pages do not compress. The floor is a bare TCP connection that carries
+the same pages, and with --tls on one that rustls alone encrypts, measured in turn. Needs 512 MiB of memory.")]
+    Transport {
+        /// Which plugin; it has the keys `listen`, `peer`, and `tls` or `unsafe_plaintext`
+        #[arg(long, value_name = "NAME", default_value = "tcp")]
+        plugin: String,
+        /// Whether it encrypts; keys are made for the run
+        #[arg(long, value_name = "WHETHER", default_value = "off")]
+        tls: Switch,
+        /// Channels that send pages at the same time
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+        streams: u32,
+        /// Bytes of pages that are sent each time
+        #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = disk_size)]
+        size: u64,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+        /// Also draw the figures
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// Network buffers: the epoch verbs, and frames a second
     #[command(after_help = "\

@@ -138,6 +138,21 @@ fn is_name(name: &str) -> bool {
         && !name.eq_ignore_ascii_case("ca")
 }
 
+/// Keys of a run that measures TLS: the node `bench`.
+pub(crate) fn make_for_bench(dir: &Path) -> Result<aventine_bench::transport::Keys, Exit> {
+    let args = Keys { dir: dir.join("keys"), node: vec!["bench".to_owned()], days: 1, json: false };
+    match make(&args) {
+        Ok(Made { ca, mut nodes, .. }) => {
+            let Node { cert, key, .. } = nodes.remove(0);
+            Ok(aventine_bench::transport::Keys { ca, cert, key })
+        }
+        Err(error) => {
+            tell_error(&error);
+            Err(Exit::Error)
+        }
+    }
+}
+
 fn private(dir: &Path) -> Result<(), KeysError> {
     let failed = |source| KeysError::Directory { path: dir.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;

@@ -21,6 +21,7 @@ mod replay;
 mod run;
 mod schema;
 mod signals;
+mod verify;
 
 use aventine_api::Side;
 use clap::Parser;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         Command::Status { which, json } => query::status(&which, json),
         Command::Stop { which } => query::stop(&which),
         Command::Handover { which } => query::handover(&which),
+        Command::Verify { which, report_only, json } => verify::verify(&which, !report_only, json),
         Command::Reclaim { run, json } => reclaim::reclaim(&run, json),
         Command::Plugins { command: Some(cli::Plugins::Inspect { file, json }), .. } => inspect(&file, json),
         Command::Plugins { command: None, config, json } => plugins(config.as_deref(), json),

@@ -7,6 +7,7 @@ use crate::output::{print, tell, tell_error};
 use crate::place::{self, PlaceError};
 use crate::progress::{mib, millis};
 use crate::run::load;
+use crate::verify;
 use aventine_engine::{AuditStatus, MetricStatus, Quantiles, Status};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,29 +50,33 @@ pub(crate) fn handover(which: &Which) -> Exit {
 
 /// Has one program do something, and says what was done.
 fn command(which: &Which, ask: fn(&Path) -> Result<(), AskError>, done: &str) -> Exit {
-    if which.config.is_none() && which.state_dir.is_none() {
-        tell("error: Which one? Name its configuration file, or its state directory with --state-dir");
-        return Exit::Usage;
-    }
-    let dirs = match candidates(which) {
-        Ok(dirs) => dirs,
-        Err(exit) => return exit,
-    };
-    let Some(dir) = dirs.first() else { return Exit::NotRunning };
-    match ask(dir) {
+    let asked = the_one(which).and_then(|dir| ask(&dir).map_err(|e| refused(which, &dir, &e)));
+    match asked {
         Ok(()) => {
             print(done);
             Exit::Done
         }
-        Err(AskError::NotRunning(_)) => {
-            tell_not_running(which, &dirs);
-            Exit::NotRunning
-        }
-        Err(e) => {
-            tell_error(&e);
-            Exit::Error
-        }
+        Err(exit) => exit,
     }
+}
+
+/// The state directory of the program that is meant.
+pub(crate) fn the_one(which: &Which) -> Result<PathBuf, Exit> {
+    if which.config.is_none() && which.state_dir.is_none() {
+        tell("error: Which one? Name its configuration file, or its state directory with --state-dir");
+        return Err(Exit::Usage);
+    }
+    candidates(which)?.into_iter().next().ok_or(Exit::NotRunning)
+}
+
+/// Says why a program did not do what it was asked.
+pub(crate) fn refused(which: &Which, dir: &Path, error: &AskError) -> Exit {
+    if let AskError::NotRunning(_) = error {
+        tell_not_running(which, &[dir.to_owned()]);
+        return Exit::NotRunning;
+    }
+    tell_error(error);
+    Exit::Error
 }
 
 /// The state directories that may be meant.
@@ -151,6 +156,9 @@ fn as_text(status: &Status, dir: &Path) -> String {
     }
     for MetricStatus { plugin, name, help, value } in &status.metrics {
         row(name, format!("{value}  ({plugin}: {help})"));
+    }
+    for verification in &status.verifications {
+        row("verification", verify::as_text(verification));
     }
     if status.activation_us > 0 {
         row("activation took", millis(status.activation_us));

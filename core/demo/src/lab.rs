@@ -92,6 +92,8 @@ pub struct Parts {
     pub audit: Option<u32>,
     /// Whether the guest is a VM that runs already when the primary comes: it is attached to, and has no disk.
     pub attach: bool,
+    /// Whether the guest reaches its disk by vhost-user-blk instead of NBD.
+    pub vhost_user: bool,
     /// Staging memory of each side, as the configuration writes it.
     pub staging: String,
     /// A shared object and the text of the `[policy]` table that its plugin serves, instead of `fixed`.
@@ -122,6 +124,7 @@ impl Default for Parts {
             tls: false,
             audit: None,
             attach: false,
+            vhost_user: false,
             staging: "256MiB".into(),
             policy: None,
             plugins: None,
@@ -386,7 +389,11 @@ impl Lab {
             "-device",
             &network,
         ];
-        let disk: &[&str] = if self.parts.attach { &[] } else { &["-device", "virtio-blk-pci,drive=disk0"] };
+        let disk: &[&str] = match (self.parts.attach, self.parts.vhost_user) {
+            (true, _) => &[],
+            (false, true) => &["-device", "vhost-user-blk-pci,chardev=disk0"],
+            (false, false) => &["-device", "virtio-blk-pci,drive=disk0"],
+        };
         let own = self.parts.qemu.iter().map(String::as_str);
         command.into_iter().chain(disk.iter().copied()).chain(own).map(str::to_owned).collect()
     }
@@ -399,7 +406,12 @@ impl Lab {
             false => (
                 String::new(),
                 String::new(),
-                "[[disk]]\nid = \"disk0\"\nplugin = \"block-remus\"\nimage = \"disk.img\"",
+                match self.parts.vhost_user {
+                    true => {
+                        "[[disk]]\nid = \"disk0\"\nfrontend = \"vhost-user\"\nplugin = \"block-remus\"\nimage = \"disk.img\""
+                    }
+                    false => "[[disk]]\nid = \"disk0\"\nplugin = \"block-remus\"\nimage = \"disk.img\"",
+                },
             ),
         };
         let value = |text: &String| Value::from(text.as_str());

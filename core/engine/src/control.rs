@@ -20,6 +20,13 @@ pub enum Command {
         /// Answered once the guest runs there, or with the reason why it does not.
         reply: Sender<Result<(), String>>,
     },
+    /// Primary, while the guest is protected: compare both images of every disk.
+    Verify {
+        /// Whether what differs is sent again.
+        repair: bool,
+        /// Answered once it has begun, or with the reason why it has not; how it goes is in the status.
+        reply: Sender<Result<(), String>>,
+    },
     /// End protection, ask the guest to shut down, and return when it has.
     PowerDown,
     /// End protection, end the guest at once, and return.
@@ -68,6 +75,23 @@ pub struct AuditStatus {
     pub last_mismatch: String,
 }
 
+/// The newest comparison of a disk's two images, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerificationStatus {
+    /// `id` of the disk.
+    pub disk: String,
+    /// Whether it goes on. If not, and `compared` is less than `total`, protection ended before it was complete.
+    pub running: bool,
+    /// To be compared.
+    pub total: u64,
+    /// Compared so far.
+    pub compared: u64,
+    /// In pieces that were found to differ.
+    pub differing: u64,
+    /// Of those, in pieces that were sent again and are the same now.
+    pub repaired: u64,
+}
+
 /// A snapshot of a running engine; what `aventine status --json` prints.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
@@ -114,6 +138,8 @@ pub struct Status {
     pub activation_us: u64,
     /// The audit, if there is one and a session has begun.
     pub audit: Option<AuditStatus>,
+    /// Primary: disks that were verified.
+    pub verifications: Vec<VerificationStatus>,
     /// What the plugins have registered.
     pub metrics: Vec<MetricStatus>,
 }

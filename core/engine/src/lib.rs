@@ -44,7 +44,9 @@ use aventine_config::Config;
 use std::path::Path;
 
 pub use arbiter::RecordError;
-pub use control::{AuditStatus, Command, Control, Inbox, Quantiles, Status, command_channel};
+pub use control::{
+    AuditStatus, Command, Control, Inbox, Quantiles, Status, VerificationStatus, command_channel,
+};
 pub use feed::{Fed, FeedError, Recorded, RecordedFrame, RecordedFrames, RecordingError, feed};
 pub use link::HandshakeError;
 pub use metrics::MetricStatus;

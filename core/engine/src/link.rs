@@ -356,6 +356,10 @@ impl Inbox {
                     let why = "no guest runs here: hand it over on the host that runs it";
                     let _ = reply.send(Err(why.to_owned()));
                 }
+                Command::Verify { reply, .. } => {
+                    let why = "no guest runs here: verify its disks on the host that runs it";
+                    let _ = reply.send(Err(why.to_owned()));
+                }
                 Command::Floor { reply, .. } => {
                     let _ = reply.send(Err("no guest runs here yet".to_owned()));
                 }

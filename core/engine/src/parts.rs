@@ -2,11 +2,12 @@
 
 use crate::metrics::Metrics;
 use aventine_api::{
-    Arbiter, Attachments, Codec, Context, Disk, Epoch, EpochPolicy, Factory, Guest, Host, Metric,
-    NetworkBuffer, PluginError, Side, Transport,
+    Arbiter, Attachments, Codec, Context, Disk, DiskAttachment, Epoch, EpochPolicy, ErrorCode, Factory,
+    Guest, Host, Metric, NetworkBuffer, PageBitmap, PluginError, Side, Transport,
 };
-use aventine_config::{Config, Instance};
+use aventine_config::{Config, Frontend, Instance};
 use aventine_export::Export;
+use aventine_export_vhost::{FileId, Part, VhostExport};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -170,7 +171,9 @@ impl Maker<'_> {
         let disks =
             disks.map(|(i, d)| Ok((d.id.clone(), make!(self, d, i, Disk)?))).collect::<Result<_, _>>()?;
         let guest = make!(self, &self.config.guest, 0, Guest)?;
-        Ok(Parts { guest, networks, exports: Vec::new(), disks })
+        let frontends = self.config.frontends.clone();
+        let (exports, vhosts, ram) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Parts { guest, networks, exports, vhosts, disks, frontends, ram })
     }
 }
 
@@ -179,7 +182,12 @@ pub(crate) struct Parts {
     pub(crate) guest: Box<dyn Guest>,
     pub(crate) networks: Vec<(String, Box<dyn NetworkBuffer>)>,
     pub(crate) exports: Vec<Export>,
+    /// Those that write guest memory by themselves, and the disks' ids.
+    pub(crate) vhosts: Vec<(String, VhostExport)>,
     pub(crate) disks: Vec<(String, Box<dyn Disk>)>,
+    frontends: Vec<Frontend>,
+    /// Which files the guest's memory is, where it matters.
+    ram: Vec<Part>,
 }
 
 impl Parts {
@@ -189,15 +197,45 @@ impl Parts {
         for (id, network) in &self.networks {
             attachments.networks.push((id.clone(), network.attachment()));
         }
-        for (id, disk) in &self.disks {
-            let socket = state_dir.join(format!("{id}.nbd"));
-            let export = Export::start(&socket, id, disk.block())
-                .map_err(|e| PluginError::new(aventine_api::ErrorCode::Unavailable, e))
-                .during(id, "being exported to the guest")?;
-            self.exports.push(export);
-            attachments.disks.push((id.clone(), socket));
+        for ((id, disk), frontend) in self.disks.iter().zip(&self.frontends) {
+            let doing = "being exported to the guest";
+            let attachment = match frontend {
+                Frontend::Nbd => {
+                    let socket = state_dir.join(format!("{id}.nbd"));
+                    let export = Export::start(&socket, id, disk.block())
+                        .map_err(|e| PluginError::new(ErrorCode::Unavailable, e))
+                        .during(id, doing)?;
+                    self.exports.push(export);
+                    DiskAttachment::Nbd(socket)
+                }
+                Frontend::VhostUser => {
+                    let socket = state_dir.join(format!("{id}.vhost"));
+                    let export = VhostExport::start(&socket, disk.block())
+                        .map_err(|e| PluginError::new(ErrorCode::Unavailable, e))
+                        .during(id, doing)?;
+                    self.vhosts.push((id.clone(), export));
+                    DiskAttachment::VhostUser(socket)
+                }
+            };
+            attachments.disks.push((id.clone(), attachment));
         }
-        self.guest.start(&attachments).during("guest", "starting")
+        self.guest.start(&attachments).during("guest", "starting")?;
+        if !self.vhosts.is_empty() {
+            self.ram = ram_of(&*self.guest).during("guest", "finding the file of its memory")?;
+        }
+        Ok(())
+    }
+
+    /// [`Guest::dirty`], with the pages that the disks wrote.
+    pub(crate) fn dirty(&mut self, dirty: &mut PageBitmap) -> Result<(), PluginFailure> {
+        self.guest.dirty(dirty).during("guest", "finding dirty pages")?;
+        for (id, export) in &self.vhosts {
+            let taken = export.take_written(&self.ram, dirty);
+            taken
+                .map_err(|e| PluginError::new(ErrorCode::Corrupt, e))
+                .during(id, "naming the pages it wrote")?;
+        }
+        Ok(())
     }
 
     /// The smallest depth any buffer declares.
@@ -222,8 +260,31 @@ impl Parts {
         ];
         facts.extend(config.networks.iter().map(|n| (format!("network {}", n.id), plugin(n))));
         facts.extend(config.disks.iter().map(|d| (format!("disk {}", d.id), plugin(d))));
+        let frontends = config.disks.iter().zip(&config.frontends);
+        facts.extend(frontends.map(|(d, f)| (format!("frontend of disk {}", d.id), f.name().to_owned())));
         let guest = self.guest.signature().during("guest", "being described")?;
         facts.extend(guest.into_iter().map(|(name, value)| (format!("guest.{name}"), value)));
         Ok(facts)
     }
+}
+
+/// A guest without a file for its memory cannot be served by a device of our own.
+#[derive(Debug, thiserror::Error)]
+enum RamError {
+    #[error(
+        "Guest memory from page {0} on is not in a file, so no disk with frontend = \"vhost-user\" can reach it. Use \"nbd\""
+    )]
+    NoFile(u64),
+    #[error("The file of guest memory cannot be looked at")]
+    Stat(#[source] rustix::io::Errno),
+}
+
+fn ram_of(guest: &dyn Guest) -> Result<Vec<Part>, PluginError> {
+    let part = |(position, region): (usize, aventine_api::Region)| {
+        let file = guest.backing(position).ok_or(RamError::NoFile(region.first_page))?;
+        let file = FileId::of(file).map_err(RamError::Stat)?;
+        Ok(Part { file, first_page: region.first_page, pages: region.pages })
+    };
+    let parts: Result<_, RamError> = guest.regions().into_iter().enumerate().map(part).collect();
+    parts.map_err(|e| PluginError::new(ErrorCode::Refused, e))
 }

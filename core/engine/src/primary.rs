@@ -32,8 +32,7 @@ use crate::stats::Samples;
 use crate::wire::FrameTx;
 use crate::{End, EngineError, sender};
 use aventine_api::{
-    Codec, Epoch, EpochPolicy, EpochStats, Guest, LONGEST_EPOCH, Link, OpenEpoch, PageBitmap, PluginError,
-    RecordRx,
+    Codec, Epoch, EpochPolicy, EpochStats, LONGEST_EPOCH, Link, OpenEpoch, PageBitmap, PluginError, RecordRx,
 };
 use aventine_config::Config;
 use aventine_protocol::{Base, Message, Primary, PrimaryEvent, PrimaryState};
@@ -150,18 +149,18 @@ struct Copy {
 
 impl Copy {
     /// The standby's memory begins as this guest's did: the first round copies what was written since.
-    fn since_base(guest: &mut dyn Guest, pages: u64) -> Result<Copy, PluginFailure> {
+    fn since_base(parts: &mut Parts, pages: u64) -> Result<Copy, PluginFailure> {
         let mut todo = PageBitmap::new(pages);
-        guest.dirty(&mut todo).during("guest", "finding dirty pages")?;
+        parts.dirty(&mut todo)?;
         let pages_known = todo.count();
         Ok(Copy { round: 0, todo, at: 0, pages_sent: 0, pages_known })
     }
 
     /// The first round copies whatever is not zero: the standby's memory begins as zeroes.
-    fn begin(guest: &mut dyn Guest, pages: u64) -> Result<Copy, PluginFailure> {
-        let mut copy = Copy::since_base(guest, pages)?;
+    fn begin(parts: &mut Parts, pages: u64) -> Result<Copy, PluginFailure> {
+        let mut copy = Copy::since_base(parts, pages)?;
         // What was written until now is in the first round, whatever its bits say; only later writes are news.
-        guest.populated(&mut copy.todo).during("guest", "finding the pages to copy")?;
+        parts.guest.populated(&mut copy.todo).during("guest", "finding the pages to copy")?;
         copy.pages_known = copy.todo.count();
         Ok(copy)
     }
@@ -257,9 +256,9 @@ impl Loop<'_> {
     fn keep(self) -> Kept {
         let Loop { memory, parts, machine, link, .. } = self;
         drop(memory);
-        let Parts { guest, networks, exports, disks } = parts;
+        let Parts { guest, networks, exports, vhosts, disks, .. } = parts;
         // They free what a standby's instances need: sockets, ports, images.
-        drop((networks, exports, disks));
+        drop((networks, exports, vhosts, disks));
         Kept { base: Base { session: link.session, epoch: machine.acknowledged() }, guest }
     }
 
@@ -338,7 +337,7 @@ impl Loop<'_> {
         }
         self.parts.guest.start_state().during("guest", "saving its device state")?;
         let scan = Instant::now();
-        let found = self.parts.guest.dirty(&mut self.pipe.dirty).during("guest", "finding dirty pages");
+        let found = self.parts.dirty(&mut self.pipe.dirty);
         let scan_time = scan.elapsed();
         let copy = Instant::now();
         let pages = match found {
@@ -399,7 +398,7 @@ impl Loop<'_> {
         }
         (copy.round, copy.at) = (copy.round + 1, 0);
         copy.todo.clear();
-        if let Err(failure) = self.parts.guest.dirty(&mut copy.todo).during("guest", "finding dirty pages") {
+        if let Err(failure) = self.parts.dirty(&mut copy.todo) {
             return self.local_error(&failure);
         }
         let left = copy.todo.count();

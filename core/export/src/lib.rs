@@ -30,7 +30,7 @@ mod transmission;
 use aventine_api::BlockDevice;
 use handshake::{HandshakeError, Offer, negotiate};
 use rustix::net::{Shutdown, shutdown};
-use socket::{SocketFile, listen_on};
+pub use socket::{SocketFile, listen_on};
 use std::collections::HashMap;
 use std::io::{self, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -10,10 +10,17 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// The socket's file, removed when this is dropped, unless another file has taken its place.
-pub(crate) struct SocketFile {
+pub struct SocketFile {
     pub(crate) path: PathBuf,
     device: u64,
     inode: u64,
+}
+
+impl SocketFile {
+    /// The path, as given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Drop for SocketFile {
@@ -27,7 +34,7 @@ impl Drop for SocketFile {
 }
 
 /// Listens on `path` with mode 0600, in place of the socket of a process that is gone.
-pub(crate) fn listen_on(path: &Path) -> Result<(UnixListener, SocketFile), ExportError> {
+pub fn listen_on(path: &Path) -> Result<(UnixListener, SocketFile), ExportError> {
     let failed = |source: io::Error| ExportError::Socket { path: path.to_owned(), source };
     let address = SocketAddrUnix::new(path).map_err(|e| failed(e.into()))?;
     clear_stale(path)?;

@@ -3,10 +3,16 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes of a block: what a resync moves at least.
-pub(crate) const BLOCK: u64 = 64 << 10;
+/// Bytes of a block of all but huge disks, and the number of blocks that makes a disk huge: a set takes 2 MiB then.
+const SMALLEST: u64 = 4 << 10;
+const MOST: u64 = 1 << 24;
 /// Bytes of a region: what is marked at once before the guest's first write there.
 pub(crate) const REGION: u64 = 4 << 20;
+
+/// Bytes of a block of a disk of `size` bytes: what a resync moves at least.
+pub(crate) fn block_of(size: u64) -> u64 {
+    size.div_ceil(MOST).next_power_of_two().clamp(SMALLEST, REGION)
+}
 
 /// The blocks of `unit` bytes that `len` bytes at `offset` touch.
 pub(crate) fn touched(offset: u64, len: u64, unit: u64) -> Range<u64> {
@@ -67,6 +73,13 @@ impl Blocks {
         taken.filter(|(_, bits)| *bits != 0).collect()
     }
 
+    /// Removes what another set of the same bound has not; answers it, word by word.
+    pub(crate) fn retain(&self, other: &Blocks) -> Vec<(usize, u64)> {
+        let pairs = self.words.iter().zip(other.words()).enumerate();
+        let removed = pairs.map(|(at, (w, keep))| (at, w.fetch_and(keep, Ordering::SeqCst) & !keep));
+        removed.filter(|(_, bits)| *bits != 0).collect()
+    }
+
     pub(crate) fn clear(&self) {
         self.words.iter().for_each(|w| w.store(0, Ordering::SeqCst));
     }
@@ -113,6 +126,15 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
+    fn a_set_of_blocks_stays_small() {
+        assert_eq!(block_of(1), 4 << 10);
+        assert_eq!(block_of(64 << 30), 4 << 10);
+        assert_eq!(block_of((64 << 30) + 1), 8 << 10);
+        assert_eq!(block_of(1 << 40), 64 << 10);
+        assert_eq!(block_of(u64::MAX), REGION);
+    }
+
+    #[test]
     fn what_is_touched_is_whole_blocks() {
         assert_eq!(touched(0, 0, 10), 0..0);
         assert_eq!(touched(0, 10, 10), 0..1);
@@ -137,6 +159,14 @@ mod tests {
             prop_assert_eq!(ranges.into_iter().flatten().collect::<Vec<_>>(), model.into_iter().collect::<Vec<_>>());
             let other = Blocks::of(450 * 8, 8);
             other.or(&blocks);
+            prop_assert_eq!(other.ranges(), blocks.ranges());
+            let kept = Blocks::of(450 * 8, 8);
+            kept.insert(asked.clone());
+            for (at, bits) in other.retain(&kept) {
+                prop_assert!(blocks.words[at].load(Ordering::SeqCst) & bits == bits);
+                blocks.words[at].fetch_and(!bits, Ordering::SeqCst);
+            }
+            prop_assert!(other.ranges().into_iter().flatten().all(|b| asked.contains(&b)));
             prop_assert_eq!(other.ranges(), blocks.ranges());
             for (at, bits) in blocks.take() {
                 prop_assert!(bits != 0 && other.words[at].load(Ordering::SeqCst) == bits);

@@ -6,13 +6,14 @@
 //! reads it as well. So the standby, which carries out both in the queue's order, ends with the same image, and
 //! whatever it had before is overwritten: holes are sent as zeroes.
 
-use crate::blocks::BLOCK;
+use crate::blocks::block_of;
 use crate::device::{Device, Medium};
 use crate::outbox::{Origin, Outbox};
 use crate::talk::Plan;
 use crate::wire::Change;
 use aventine_api::{Host, Metric};
 use aventine_disk_common::image::{Image, ImageError, ZEROES};
+use aventine_disk_common::pool::Pool;
 use std::iter;
 use std::ops::Range;
 use std::sync::Arc;
@@ -52,7 +53,8 @@ pub(crate) fn copy(
         Plan::Changed(theirs) => {
             // Changed later: in the queue.
             theirs.or(&history.changed());
-            let bytes = |blocks: Range<u64>| blocks.start * BLOCK..(blocks.end * BLOCK).min(image.size());
+            let (size, block) = (image.size(), block_of(image.size()));
+            let bytes = |blocks: Range<u64>| blocks.start * block..(blocks.end * block).min(size);
             let ranges: Vec<_> = theirs.ranges().into_iter().map(bytes).filter(|r| !r.is_empty()).collect();
             let size = ranges.iter().map(|r| r.end - r.start).sum();
             tracing::info!(image = %image.path().display(), bytes = size, "a resync: only changed blocks");
@@ -135,9 +137,14 @@ impl Copier<'_> {
 
     fn read(&self, piece: &mut [u8]) -> Result<Change, ImageError> {
         self.image.read(self.at, piece)?;
-        if *piece == ZEROES[..piece.len()] {
-            return Ok(Change::zero(self.at, piece.len() as u64, true));
-        }
-        Ok(Change::piece(self.at, self.outbox.pool.copy(piece)))
+        Ok(contents(self.at, piece, &self.outbox.pool))
+    }
+}
+
+/// Makes the standby's range the same as this one, of at most [`ZEROES`] bytes.
+pub(crate) fn contents(offset: u64, data: &[u8], pool: &Pool) -> Change {
+    match ZEROES.get(..data.len()) {
+        Some(zeroes) if data == zeroes => Change::zero(offset, data.len() as u64, true),
+        _ => Change::piece(offset, pool.copy(data)),
     }
 }

@@ -4,7 +4,7 @@ use crate::device::Medium;
 use crate::history::History;
 use crate::meta::{Found, Place};
 use crate::standby::Staging;
-use crate::wire::{Arrived, Description, Tally, changes, kind, parse_answer, parse_barrier};
+use crate::wire::{Arrived, Check, Description, Tally, changes, kind, parse_answer, parse_barrier};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
 use aventine_disk_common::image::Image;
 use std::cell::LazyCell;
@@ -100,7 +100,7 @@ pub fn follow(data: &[u8]) {
         image.write(0, &[0x5a; SIZE], false).expect("the image can be written");
         let notes = Arc::new(Notes::default());
         let host: Arc<dyn Host> = notes.clone();
-        let staging = Staging::new(medium.clone(), LIMIT, host);
+        let staging = Staging::new(medium.clone(), LIMIT, host, Arc::default());
         staging.run(&mut Script { rest, epoch: 0, tally: Tally::default() });
 
         let staged = notes.staged.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -139,6 +139,11 @@ fn expected(rest: &[u8], committed: Epoch) -> Vec<u8> {
                     carry_out(&payload, &mut image);
                 } else {
                     staged.push((epoch, payload));
+                }
+            }
+            kind::CHECK if open > Epoch::COPY && epoch == open => {
+                if Check::parse(&payload, SIZE as u64).is_err() {
+                    break;
                 }
             }
             kind::COPIED if open == Epoch::COPY && !copied => copied = true,
@@ -185,7 +190,7 @@ pub fn note(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::{BLOCK, Blocks, REGION};
+    use crate::blocks::{Blocks, REGION, block_of};
     use crate::meta::{Head, Id, Role};
     use crate::wire::Change;
     use aventine_disk_common::image::Stamp;
@@ -216,8 +221,10 @@ mod tests {
         );
         let rest = [two, record(kind::BARRIER, 0, b""), record(kind::BARRIER, 1, b"")].concat();
         let open = record(kind::CHANGES, 1, &written(Change::write(16_000, &[3; 384])));
+        let check = record(kind::CHECK, 1, &Check::of(50, &[1; 50]).encode());
         let seeds = [
             ("copy", [&[9][..], &copy].concat()),
+            ("checked", [&[9][..], &copy, &check, &rest, &open].concat()),
             ("three-epochs", [&[9][..], &copy, &rest, &open].concat()),
             ("committed-one", [&[1][..], &copy, &rest, &open].concat()),
             ("last-epoch", [&[9][..], &copy, &record(kind::BARRIER, 0xff, b""), &open].concat()),
@@ -227,9 +234,15 @@ mod tests {
 
     #[test]
     fn records_and_metadata_of_any_bytes_are_taken() {
-        let told =
-            Description { size: 1 << 30, block: BLOCK, asks: true, point: Id([1; 16]), previous: Id::NONE };
-        let (blocks, regions) = (Blocks::of(SIZE as u64, BLOCK), Blocks::of(SIZE as u64, REGION));
+        let told = Description {
+            size: 1 << 30,
+            block: block_of(1 << 30),
+            asks: true,
+            point: Id([1; 16]),
+            previous: Id::NONE,
+        };
+        let (blocks, regions) =
+            (Blocks::of(SIZE as u64, block_of(SIZE as u64)), Blocks::of(SIZE as u64, REGION));
         blocks.insert(0..1);
         let head = Head {
             role: Role::Following,

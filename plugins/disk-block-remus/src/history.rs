@@ -25,13 +25,15 @@
 //! Invariants:
 //! - A block is noted in memory, and its region marked on stable storage, before the image changes there. A region is marked
 //!   once until the next point, however many writes it takes; writers that come meanwhile share the next mark.
+//! - A region stays marked while it is changed between one point and the next: a guest that writes in the same places waits
+//!   for no mark.
 //! - Nothing is forgotten before both images, and the standby's metadata, are on stable storage. Whoever fails before that
 //!   has noted more than needed, never less.
 //! - The standby reaches a point first, and keeps the name of the one before for as long as the primary may have that.
 //!   The primary keeps none: a standby with an older one has been restored from a backup.
 //! - A side that changes no block notes none: while a standby follows, the primary's notes tell of both.
 
-use crate::blocks::{BLOCK, Blocks, REGION, touched};
+use crate::blocks::{Blocks, REGION, block_of, touched};
 use crate::meta::{Current, Found, Head, Id, Meta, Place, ReplaceError, Role};
 use aventine_disk_common::image::{Image, Stamp};
 use aventine_disk_common::lock;
@@ -85,6 +87,8 @@ pub(crate) struct Next {
 pub(crate) struct History {
     place: Place,
     size: u64,
+    /// Bytes of a block.
+    block: u64,
     /// Changed blocks: those of the open window, and those of the one before while its point is on its way.
     windows: [Blocks; 2],
     open: AtomicUsize,
@@ -173,11 +177,11 @@ impl History {
     }
 
     fn new(place: Place, image: &Image, role: Role, meta: Option<Meta>) -> History {
-        let (size, now) = (image.size(), image.stamp());
+        let (size, block, now) = (image.size(), block_of(image.size()), image.stamp());
         let stamp = Stamp { inode: now.inode, ..Stamp::default() };
         let fresh =
             Head { role, stamp, closed: false, size, id: Id::NONE, point: Id::NONE, previous: Id::NONE };
-        let windows = [Blocks::of(size, BLOCK), Blocks::of(size, BLOCK)];
+        let windows = [Blocks::of(size, block), Blocks::of(size, block)];
         let (mut head, mut void) = (fresh, None);
         if let Some(Meta { head: found, changed }) = meta {
             void = if found.size != size {
@@ -200,6 +204,7 @@ impl History {
         History {
             place,
             size,
+            block,
             windows,
             open: AtomicUsize::new(0),
             any: AtomicBool::new(any),
@@ -244,14 +249,14 @@ impl History {
 
     /// Notes a change in the open window, whichever that is by now.
     pub(crate) fn note(&self, offset: u64, len: u64) {
-        if self.windows[self.open.load(Ordering::SeqCst)].insert(touched(offset, len, BLOCK)) {
+        if self.windows[self.open.load(Ordering::SeqCst)].insert(touched(offset, len, self.block)) {
             self.any.store(true, Ordering::SeqCst);
         }
     }
 
     /// Every block that was noted since the point.
     pub(crate) fn changed(&self) -> Blocks {
-        let all = Blocks::of(self.size, BLOCK);
+        let all = Blocks::of(self.size, self.block);
         self.windows.iter().for_each(|w| all.or(w));
         all
     }
@@ -366,23 +371,20 @@ impl History {
         self.replace(&mut kept, head, Keep::All, false)
     }
 
-    /// Writes `head` with what stays noted. `marks`: whoever changes the open window's regions again need not mark them.
+    /// Writes `head` with what stays noted. `marks`: whoever changes the same regions again need not mark them.
     fn replace(&self, kept: &mut Kept, head: Head, keep: Keep, marks: bool) -> Result<(), HistoryError> {
         let id = Id::random().map_err(HistoryError::Random)?;
         let head = Head { id, ..head };
         let marking = self.marking.swap(head.point.is_some(), Ordering::SeqCst);
-        // From here on writers wait for this, and what others have noted before is seen below.
-        let before = self.marked.take();
-        let (changed, regions) = (Blocks::of(self.size, BLOCK), Blocks::of(self.size, REGION));
+        let marks = marks && head.point.is_some();
+        let stay = if marks { self.changing() } else { Blocks::of(self.size, REGION) };
+        // From here on writers in other regions wait for this, and what they have noted before is seen below.
+        let before = self.marked.retain(&stay);
+        let regions = if marks { self.changing() } else { stay };
+        let changed = Blocks::of(self.size, self.block);
         if head.point.is_some() && keep != Keep::Nothing {
             let open = self.open.load(Ordering::SeqCst);
             changed.or(&self.windows[open]);
-            if marks {
-                for range in changed.ranges() {
-                    let (from, blocks) = (range.start * BLOCK, range.end - range.start);
-                    regions.insert(touched(from, blocks * BLOCK, REGION));
-                }
-            }
             if keep == Keep::All {
                 changed.or(&self.windows[1 - open]);
             }
@@ -406,6 +408,16 @@ impl History {
                 Err(self.unwritten(source))
             }
         }
+    }
+
+    /// The regions of both windows.
+    fn changing(&self) -> Blocks {
+        let regions = Blocks::of(self.size, REGION);
+        for range in self.windows.iter().flat_map(Blocks::ranges) {
+            let (from, blocks) = (range.start * self.block, range.end - range.start);
+            regions.insert(touched(from, blocks * self.block, REGION));
+        }
+        regions
     }
 
     fn unwritten(&self, source: io::Error) -> HistoryError {

@@ -15,6 +15,7 @@
 //!   they have one in common, a new session copies noted blocks only (`points`, `copy`).
 //! - An image that may be old, or between two epochs, is not started from (`history`); one that is open is locked (`image`).
 //! - Metadata beside the image survive a power loss at any step (`meta`).
+//! - Both images are compared at one place in the order of writes (`verify`).
 //! - When replication ends, the guest's reads and writes go on, unless the other side owns the guest (`device`).
 //!
 //! Keys: `image = "PATH"`, or `spec = "remus:HOST:PORT|aio:PATH"` for a channel with an address of its own; and
@@ -46,13 +47,15 @@ mod standby;
 mod talk;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod wire;
 
 use aventine_api::{
-    BlockDevice, Context, Disengage, Disk, DiskProgress, DiskStats, Epoch, ErrorCode, Factory, Host,
-    PluginEntry, PluginError, RecordHead, RecordRx, RecordTx, Side, schema,
+    BlockDevice, Context, Disengage, Disk, DiskProgress, DiskStats, DiskVerification, Epoch, ErrorCode,
+    Factory, Host, PluginEntry, PluginError, RecordHead, RecordRx, RecordTx, Side, schema,
 };
 use aventine_disk_common::image::{Image, OpenError};
+use aventine_disk_common::lock;
 use config::{Durable, Settings};
 use copy::Figures;
 use device::{Access, Device, Medium};
@@ -63,7 +66,7 @@ use points::{Answers, INTERVAL};
 use standby::Staging;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use talk::Plan;
@@ -103,6 +106,10 @@ enum SetUpError {
     NoChannel,
     #[error("The disk is not replicated")]
     NotReplicated,
+    #[error("The two images cannot be compared now: the guest is not protected by a standby that answers")]
+    NotCompared,
+    #[error("The two images are being compared already")]
+    Comparing,
     #[error("The primary did not describe the disk")]
     Description(#[from] RecordError),
     #[error("A thread of the disk could not be started")]
@@ -114,7 +121,7 @@ impl From<SetUpError> for PluginError {
         let code = match error {
             SetUpError::Thread(_) => ErrorCode::Io,
             SetUpError::Description(_) => ErrorCode::Corrupt,
-            SetUpError::Size { .. } => ErrorCode::Refused,
+            SetUpError::Size { .. } | SetUpError::NotCompared | SetUpError::Comparing => ErrorCode::Refused,
             _ => ErrorCode::Internal,
         };
         PluginError::new(code, error)
@@ -148,6 +155,8 @@ struct BlockRemus {
     figures: Arc<Figures>,
     host: Arc<dyn Host>,
     device: Arc<Device>,
+    /// Primary: the newest comparison of both images.
+    found: Arc<Mutex<DiskVerification>>,
     /// Standby, once it receives.
     staging: Option<Arc<Staging>>,
     /// Threads that end by themselves and never wait for the channel.
@@ -189,6 +198,7 @@ impl BlockRemus {
             figures: Arc::new(Figures::of(&*context.host)),
             host: context.host,
             device: Arc::new(device),
+            found: Arc::default(),
             staging: None,
             threads: Vec::new(),
         })
@@ -333,7 +343,8 @@ impl Disk for BlockRemus {
         if let Some(why) = full {
             tracing::info!(disk = self.id, why, "the whole image is copied");
         }
-        let staging = Staging::new(medium.clone(), self.buffer, Arc::clone(&self.host));
+        let (host, ours) = (Arc::clone(&self.host), Arc::clone(&answers));
+        let staging = Staging::new(medium.clone(), self.buffer, host, ours);
         let staging = Arc::clone(self.staging.insert(Arc::new(staging)));
         let reading = Arc::clone(&staging);
         let answering = Arc::clone(&answers);
@@ -376,6 +387,29 @@ impl Disk for BlockRemus {
         let settling = self.spawn("settle", move || settle(&id, &medium))?;
         self.threads.push(settling);
         Ok(())
+    }
+
+    fn verify(&mut self, repair: bool) -> Result<(), PluginError> {
+        let outbox = self.device.outbox().filter(|o| o.compares()).ok_or(SetUpError::NotCompared)?;
+        let medium = self.device.medium().ok_or(SetUpError::NotCompared)?.clone();
+        let mut found = lock(&self.found);
+        if found.running {
+            return Err(SetUpError::Comparing.into());
+        }
+        *found =
+            DiskVerification { running: true, total: medium.image.size(), ..DiskVerification::default() };
+        let (device, figures, total) =
+            (Arc::clone(&self.device), Arc::clone(&self.found), medium.image.size());
+        let verifying =
+            self.spawn("verify", move || verify::run(&device, &medium, &outbox, repair, &figures))?;
+        *found = DiskVerification { running: true, total, ..DiskVerification::default() };
+        drop(found);
+        self.threads.push(verifying);
+        Ok(())
+    }
+
+    fn verification(&self) -> DiskVerification {
+        *lock(&self.found)
     }
 
     fn stats(&self) -> DiskStats {

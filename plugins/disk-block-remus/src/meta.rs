@@ -17,7 +17,7 @@
 //!
 //! It stands beside the image, or in the configuration's directory for a device, because `/dev` does not outlive a reboot.
 
-use crate::blocks::{BLOCK, Blocks, REGION};
+use crate::blocks::{Blocks, REGION, block_of};
 use aventine_disk_common::image::Stamp;
 use std::ffi::OsString;
 use std::fmt;
@@ -235,7 +235,7 @@ fn encode(head: &Head, changed: &Blocks, marks: &Blocks) -> Vec<u8> {
     text.extend(VERSION.to_le_bytes());
     text.extend([head.role as u8, u8::from(head.closed)]);
     text.extend([0; 4]);
-    [head.size, BLOCK, REGION].iter().for_each(|n| text.extend(n.to_le_bytes()));
+    [head.size, block_of(head.size), REGION].iter().for_each(|n| text.extend(n.to_le_bytes()));
     [head.id, head.point, head.previous].iter().for_each(|id| text.extend(id.0));
     text.extend(head.stamp.inode.to_le_bytes());
     text.extend(head.stamp.seconds.to_le_bytes());
@@ -286,18 +286,19 @@ fn decode(file: &[u8]) -> Option<Meta> {
     let marks = file.get(marks as usize..)?.get(..length(region)?)?;
     let head =
         Head { role, stamp, closed: head[11] != 0, size, id: id(40)?, point: id(56)?, previous: id(72)? };
-    let same = block == BLOCK && region == REGION;
+    let same = block == block_of(size) && region == REGION;
     let changed = if same { Some(union(size, changed, marks)?) } else { None };
     Some(Meta { head, changed })
 }
 
 /// The changed blocks, and all those of the marked regions.
 fn union(size: u64, changed: &[u8], marks: &[u8]) -> Option<Blocks> {
-    let blocks = Blocks::of(size, BLOCK);
+    let block = block_of(size);
+    let blocks = Blocks::of(size, block);
     parse(changed, &blocks)?;
     let regions = Blocks::of(size, REGION);
     parse(marks, &regions)?;
-    let (per, all) = (REGION / BLOCK, size.div_ceil(BLOCK));
+    let (per, all) = (REGION / block, size.div_ceil(block));
     for range in regions.ranges() {
         blocks.insert((range.start * per).min(all)..(range.end * per).min(all));
     }
@@ -337,7 +338,7 @@ mod tests {
         assert_eq!(place.path(), dir.path().join("web.img.aventine"));
         assert!(matches!(place.read().unwrap(), Found::Nothing));
         let size = 300 * REGION + 17;
-        let (changed, marks) = (Blocks::of(size, BLOCK), Blocks::of(size, REGION));
+        let (changed, marks) = (Blocks::of(size, block_of(size)), Blocks::of(size, REGION));
         changed.insert(5..9);
         marks.insert(300..301);
         let stamp = Stamp { inode: 7, seconds: -3, nanoseconds: 5 };
@@ -346,10 +347,10 @@ mod tests {
             let current = place.replace(&head, &changed, &marks).unwrap();
             let meta = read(&place);
             assert_eq!(meta.head, head);
-            let all = size.div_ceil(BLOCK);
-            assert_eq!(meta.changed.unwrap().ranges(), [5..9, 300 * 64..all]);
+            let (per, all) = (REGION / block_of(size), size.div_ceil(block_of(size)));
+            assert_eq!(meta.changed.unwrap().ranges(), [5..9, 300 * per..all]);
             current.mark([(1, 0b10)].into_iter()).unwrap();
-            assert_eq!(read(&place).changed.unwrap().ranges(), [5..9, 65 * 64..66 * 64, 300 * 64..all]);
+            assert_eq!(read(&place).changed.unwrap().ranges(), [5..9, 65 * per..66 * per, 300 * per..all]);
         }
         assert_eq!(fs::metadata(place.path()).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no draft is left");
@@ -359,7 +360,7 @@ mod tests {
     fn what_cannot_be_understood_is_damaged() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::of(&dir.path().join("web.img"), Path::new("/elsewhere"));
-        let blocks = Blocks::of(1 << 20, BLOCK);
+        let blocks = Blocks::of(1 << 20, block_of(1 << 20));
         let whole = encode(&head(1 << 20), &blocks, &Blocks::of(1 << 20, REGION));
         for harmed in [&b"following\n"[..], b"", &whole[..4096], &whole[..HEAD]] {
             fs::write(place.path(), harmed).unwrap();
@@ -383,7 +384,7 @@ mod tests {
         fn any_bytes_are_taken(mut bytes in proptest::collection::vec(any::<u8>(), 0..6000), sized in any::<[u64; 3]>()) {
             let _ = decode(&bytes);
             // Past the checks at the front.
-            let valid = encode(&head(1 << 20), &Blocks::of(1 << 20, BLOCK), &Blocks::of(1 << 20, REGION));
+            let valid = encode(&head(1 << 20), &Blocks::of(1 << 20, block_of(1 << 20)), &Blocks::of(1 << 20, REGION));
             let front = 40.min(bytes.len());
             bytes[..front].copy_from_slice(&valid[..front]);
             if front == 40 {

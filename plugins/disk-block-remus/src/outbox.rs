@@ -17,12 +17,12 @@
 //!   epoch's commit waits for does not: a barrier sends all that is queued.
 //! - Once the queue has ended, nobody waits for it any more.
 
-use crate::blocks::BLOCK;
+use crate::blocks::block_of;
 use crate::config::Durable;
 use crate::device::Medium;
 use crate::history::{History, Next};
 use crate::talk::Talk;
-use crate::wire::{Change, Description, Tally, barrier, kind};
+use crate::wire::{Change, Check, Description, Tally, barrier, kind};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordTx};
 use aventine_disk_common::image::Image;
 use aventine_disk_common::pool::Pool;
@@ -80,6 +80,8 @@ pub(crate) struct Outbox {
     /// Bytes above which changes wait, and above which the open epoch should end.
     limit: usize,
     durable: Durable,
+    /// Whether the standby answers.
+    asks: bool,
     host: Arc<dyn Host>,
     history: Arc<History>,
     /// Of changes that were sent; with those queued not much more than the queue's limit.
@@ -126,6 +128,7 @@ impl Item {
 enum Note {
     Describe(Description),
     Copied { covers: u64 },
+    Check { epoch: Epoch, check: Check },
     Barrier { epoch: Epoch, owed: bool, next: Option<Next> },
 }
 
@@ -146,7 +149,8 @@ impl Outbox {
     ) -> Outbox {
         history.begin_session();
         let (point, previous) = history.points();
-        let description = Description { size: image.size(), block: BLOCK, asks, point, previous };
+        let size = image.size();
+        let description = Description { size, block: block_of(size), asks, point, previous };
         let state = State {
             items: VecDeque::from([Item::Note(Note::Describe(description))]),
             bytes: 0,
@@ -167,6 +171,7 @@ impl Outbox {
             room: Condvar::new(),
             limit,
             durable,
+            asks,
             host,
             history,
             pool: Pool::new(limit / 4),
@@ -248,6 +253,17 @@ impl Outbox {
         }
     }
 
+    /// Queues what a range holds that the caller has the lock of.
+    pub(crate) fn push_check(&self, check: Check) {
+        let mut state = lock(&self.state);
+        if state.ended.is_none() {
+            let epoch = state.open;
+            state.items.push_back(Item::Note(Note::Check { epoch, check }));
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+
     /// The guest is about to be paused: lets go whoever waits for room.
     pub(crate) fn pausing(&self) {
         lock(&self.state).pausing = true;
@@ -309,6 +325,12 @@ impl Outbox {
         self.room.notify_all();
         self.talk.end();
         true
+    }
+
+    /// Whether the standby will answer a check: epochs are sealed, and it talks.
+    pub(crate) fn compares(&self) -> bool {
+        let state = lock(&self.state);
+        state.ended.is_none() && state.sealed > Epoch::COPY && self.asks
     }
 
     /// Whether replication has ended.
@@ -422,6 +444,9 @@ impl Outbox {
             }
             Batch::Note(Note::Describe(description)) => {
                 tx.send(RecordHead { epoch: Epoch::COPY, kind: kind::DESCRIBE }, &[&description.encode()])
+            }
+            Batch::Note(Note::Check { epoch, check }) => {
+                tx.send(RecordHead { epoch: *epoch, kind: kind::CHECK }, &[&check.encode()])
             }
             Batch::Note(Note::Copied { .. }) => {
                 tx.send(RecordHead { epoch: Epoch::COPY, kind: kind::COPIED }, &[])

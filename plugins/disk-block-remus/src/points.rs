@@ -97,6 +97,13 @@ impl Answers {
         self.push(kind::REACHED, point.0.to_vec());
     }
 
+    /// An epoch's checks, in their order.
+    pub(crate) fn compared(&self, differ: &[bool]) {
+        if !differ.is_empty() {
+            self.push(kind::COMPARED, differ.iter().map(|d| u8::from(*d)).collect());
+        }
+    }
+
     /// Nothing more is said.
     pub(crate) fn end(&self) {
         lock(&self.queue).ended = true;

@@ -20,7 +20,8 @@
 
 use crate::device::Medium;
 use crate::history::{History, Next};
-use crate::wire::{Arrived, RecordError, Tally, changes, kind, parse_barrier};
+use crate::points::Answers;
+use crate::wire::{Arrived, Check, RecordError, Tally, changes, kind, parse_barrier};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
 use aventine_disk_common::image::{Image, ImageError};
 use aventine_disk_common::pool::Pool;
@@ -98,6 +99,7 @@ pub(crate) struct Staging {
     limit: usize,
     host: Arc<dyn Host>,
     history: Arc<History>,
+    answers: Arc<Answers>,
 }
 
 #[derive(Default)]
@@ -153,16 +155,36 @@ impl<'a> Run<'a> {
 
 #[derive(Default)]
 struct Records {
-    payloads: Vec<Vec<u8>>,
+    kept: Vec<Kept>,
     bytes: usize,
 }
 
+/// What is done when the epoch is applied.
+enum Kept {
+    Changes(Vec<u8>),
+    Check(Check),
+}
+
+impl Kept {
+    fn payload(self) -> Option<Vec<u8>> {
+        match self {
+            Kept::Changes(payload) => Some(payload),
+            Kept::Check(_) => None,
+        }
+    }
+}
+
 impl Staging {
-    pub(crate) fn new(Medium { image, history }: Medium, limit: usize, host: Arc<dyn Host>) -> Staging {
+    pub(crate) fn new(
+        Medium { image, history }: Medium,
+        limit: usize,
+        host: Arc<dyn Host>,
+        answers: Arc<Answers>,
+    ) -> Staging {
         let size = image.size();
         let (state, room) = (Mutex::default(), Condvar::new());
         let (image, pool) = (Mutex::new(Some(image)), Pool::new(limit / 8));
-        Staging { state, room, image, pool, size, limit, host, history }
+        Staging { state, room, image, pool, size, limit, host, history, answers }
     }
 
     /// Bytes held.
@@ -182,10 +204,16 @@ impl Staging {
     /// Applies what is committed, up to `epoch`. An epoch stays until all of it is in the image.
     pub(crate) fn apply(&self, epoch: Epoch, image: &Image) -> Result<(), EpochError> {
         while let Some((of, records)) = self.due(epoch) {
-            if let Err(source) = records.payloads.iter().try_for_each(|p| self.carry_out(p, image)) {
+            let mut compared = Vec::new();
+            let done = records.kept.iter().try_for_each(|kept| match kept {
+                Kept::Changes(payload) => self.carry_out(payload, image),
+                Kept::Check(check) => Ok(compared.push(differs(check, image)?)),
+            });
+            if let Err(source) = done {
                 lock(&self.state).half = Some(of);
                 return Err(EpochError::Apply { epoch: of, source: Box::new(source) });
             }
+            self.answers.compared(&compared);
             let mut state = lock(&self.state);
             state.epochs.pop_front();
             state.applied = of;
@@ -194,7 +222,7 @@ impl Staging {
             drop(state);
             self.room.notify_all();
             if let Some(records) = Arc::into_inner(records) {
-                records.payloads.into_iter().for_each(|p| self.pool.give(p));
+                records.kept.into_iter().filter_map(Kept::payload).for_each(|p| self.pool.give(p));
             }
         }
         Ok(())
@@ -345,7 +373,14 @@ impl Staging {
         match kind {
             kind::CHANGES if epoch == open => {
                 tally.add_record(payload, self.size)?;
-                if copying { self.apply_copy(payload) } else { self.keep(payload) }
+                if copying {
+                    return self.apply_copy(payload);
+                }
+                let payload = self.received(payload);
+                self.keep(Kept::Changes(payload))
+            }
+            kind::CHECK if epoch == open && !copying => {
+                self.keep(Kept::Check(Check::parse(payload, self.size)?))
             }
             kind::COPIED if copying && !copied => {
                 lock(&self.state).copied = true;
@@ -370,14 +405,20 @@ impl Staging {
         }
     }
 
-    fn keep(&self, received: &mut Vec<u8>) -> Result<(), FollowError> {
-        // What is short does not keep the memory of what is long: a third more is not counted.
-        let payload = if received.len() > received.capacity() / 4 * 3 {
+    /// What is short does not keep the memory of what is long: a third more is not counted.
+    fn received(&self, received: &mut Vec<u8>) -> Vec<u8> {
+        if received.len() > received.capacity() / 4 * 3 {
             std::mem::replace(received, self.pool.take())
         } else {
             received.clone()
-        };
-        let bytes = payload.len() + RECORD_COST;
+        }
+    }
+
+    fn keep(&self, kept: Kept) -> Result<(), FollowError> {
+        let bytes = match &kept {
+            Kept::Changes(payload) => payload.len(),
+            Kept::Check(_) => size_of::<Check>(),
+        } + RECORD_COST;
         let mut state = lock(&self.state);
         if state.stopped {
             return Ok(());
@@ -385,7 +426,7 @@ impl Staging {
         if state.open.bytes + bytes > self.limit {
             return Err(FollowError::TooLarge { limit: self.limit });
         }
-        state.open.payloads.push(payload);
+        state.open.kept.push(kept);
         state.open.bytes += bytes;
         state.bytes += bytes;
         Ok(())
@@ -408,4 +449,10 @@ impl Staging {
         drop(state);
         self.host.staged(epoch);
     }
+}
+
+fn differs(check: &Check, image: &Image) -> Result<bool, ImageError> {
+    let mut ours = vec![0; check.len];
+    image.read(check.offset, &mut ours)?;
+    Ok(Check::of(check.offset, &ours) != *check)
 }

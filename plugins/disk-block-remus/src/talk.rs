@@ -1,10 +1,12 @@
 //! What the standby says during a session, as the primary's threads wait for it.
 
-use crate::blocks::{BLOCK, Blocks};
+use crate::blocks::{Blocks, block_of};
 use crate::meta::Id;
+use crate::verify::MOST_CHECKS;
 use crate::wire::{AnswerRecord, RecordError, parse_answer};
 use aventine_api::{ErrorCode, PluginError, RecordHead, RecordRx};
 use aventine_disk_common::{lock, wait_while};
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +29,8 @@ pub(crate) struct Talk {
 struct Heard {
     plan: Option<Plan>,
     reached: Option<Id>,
+    /// Whether each checked range differs, in their order; as many as can be under way.
+    compared: VecDeque<bool>,
     ended: bool,
 }
 
@@ -37,7 +41,7 @@ impl Talk {
         let corrupt = |error| PluginError::new(ErrorCode::Corrupt, ListenError(error));
         let mut payload = Vec::new();
         // Until the answer.
-        let mut theirs = Some(Blocks::of(size, BLOCK));
+        let mut theirs = Some(Blocks::of(size, block_of(size)));
         loop {
             let RecordHead { kind, epoch } = match rx.recv(&mut payload) {
                 Err(error) if theirs.is_none() && error.code() == ErrorCode::PeerLost => {
@@ -60,6 +64,12 @@ impl Talk {
                     self.hear(|h| h.plan = Some(Plan::Changed(blocks)));
                 }
                 (Some(AnswerRecord::Reached(id)), None) => self.hear(|h| h.reached = Some(id)),
+                (Some(AnswerRecord::Compared(differ)), None) => {
+                    self.hear(|h| h.compared.extend(differ));
+                    if lock(&self.heard).compared.len() > MOST_CHECKS {
+                        return Err(corrupt(RecordError::Unexpected { kind, epoch }));
+                    }
+                }
                 _ => return Err(corrupt(RecordError::Unexpected { kind, epoch })),
             }
         }
@@ -85,6 +95,12 @@ impl Talk {
         let mut heard = wait_while(&self.changed, lock(&self.heard), |h| !h.ended && h.reached.is_none());
         let reached = heard.reached.take();
         reached.filter(|_| !heard.ended)
+    }
+
+    /// Waits for the standby to compare another range, and answers whether it differs; `None`: the session has ended.
+    pub(crate) fn compared(&self) -> Option<bool> {
+        let waiting = |h: &mut Heard| !h.ended && h.compared.is_empty();
+        wait_while(&self.changed, lock(&self.heard), waiting).compared.pop_front()
     }
 
     /// Waits; `false`: the session has ended.

@@ -5,6 +5,7 @@
 //!            point 16, previous 16
 //! Changes    { kind u8, offset u64, length u64, data }*                in the order of the primary's image
 //! Copied                                                               once, after the initial copy
+//! Check      offset u64, length u64, sum 16                            what the range holds at this place in the order
 //! Barrier    changes u64, bytes u64, checksum u64                      ends an epoch; carries its number
 //!            [, point 16, previous 16]                                 both images agree here: see `history`
 //! ```
@@ -13,15 +14,17 @@
 //! Blocks     at u64, words u64*                                        blocks that the standby has changed: none or more
 //! Answer     mode u8, reason                                           once: only changed blocks are needed (0), or all (1)
 //! Reached    point 16                                                  it is in the standby's metadata
+//! Compared   differs u8*                                               an epoch's checks, in their order
 //! ```
 
-use crate::blocks::{BLOCK, Blocks};
+use crate::blocks::{Blocks, block_of};
 use crate::history::Next;
 use crate::meta::Id;
 use aventine_disk_common::change::take;
 pub(crate) use aventine_disk_common::change::{
     Arrived, Change, MAX_CHANGE, RecordError, Summary, Tally, changes,
 };
+use xxhash_rust::xxh3::xxh3_128;
 
 /// The version of this layout.
 const VERSION: u16 = 2;
@@ -32,10 +35,46 @@ pub(crate) mod kind {
     pub(crate) const CHANGES: u8 = 2;
     pub(crate) const COPIED: u8 = 3;
     pub(crate) const BARRIER: u8 = 4;
+    pub(crate) const CHECK: u8 = 5;
 
     pub(crate) const BLOCKS: u8 = 1;
     pub(crate) const ANSWER: u8 = 2;
     pub(crate) const REACHED: u8 = 3;
+    pub(crate) const COMPARED: u8 = 4;
+}
+
+/// A range, and what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Check {
+    pub(crate) offset: u64,
+    pub(crate) len: usize,
+    pub(crate) sum: u128,
+}
+
+impl Check {
+    pub(crate) fn of(offset: u64, data: &[u8]) -> Check {
+        Check { offset, len: data.len(), sum: xxh3_128(data) }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.offset.to_le_bytes().to_vec();
+        bytes.extend((self.len as u64).to_le_bytes());
+        bytes.extend(self.sum.to_le_bytes());
+        bytes
+    }
+
+    /// For a disk of `size` bytes.
+    pub(crate) fn parse(mut payload: &[u8], size: u64) -> Result<Check, RecordError> {
+        let offset = u64::from_le_bytes(take(&mut payload)?);
+        let len = u64::from_le_bytes(take(&mut payload)?);
+        let sum = u128::from_le_bytes(take(&mut payload)?);
+        let fits = offset.checked_add(len).is_some_and(|end| end <= size) && len <= MAX_CHANGE as u64;
+        match (payload, fits) {
+            ([], true) => Ok(Check { offset, len: len as usize, sum }),
+            ([], false) => Err(RecordError::Range { offset, len }),
+            _ => Err(RecordError::Short),
+        }
+    }
 }
 
 /// What ends an epoch.
@@ -100,7 +139,7 @@ impl Description {
             Some("the primary's image has no history")
         } else if !point.is_some() {
             Some("the standby's image has no history")
-        } else if self.block != BLOCK {
+        } else if self.block != block_of(self.size) {
             Some("the primary notes blocks of another size")
         } else if self.point == point || self.previous == point || self.point == previous {
             None
@@ -118,10 +157,15 @@ const MOST_REASON: usize = 200;
 /// A record of the way back.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum AnswerRecord {
-    Blocks { at: usize, words: Vec<u64> },
+    Blocks {
+        at: usize,
+        words: Vec<u64>,
+    },
     Changed,
     Full(String),
     Reached(Id),
+    /// Whether each range differs.
+    Compared(Vec<bool>),
 }
 
 /// The records that tell a set of changed blocks, each with its payload.
@@ -160,6 +204,7 @@ pub(crate) fn parse_answer(kind: u8, mut payload: &[u8]) -> Result<Option<Answer
             let why = || String::from_utf8_lossy(why).chars().filter(|c| !c.is_control()).collect();
             if full { AnswerRecord::Full(why()) } else { AnswerRecord::Changed }
         }
+        kind::COMPARED => AnswerRecord::Compared(payload.iter().map(|differs| *differs != 0).collect()),
         kind::REACHED => AnswerRecord::Reached(Id(take(&mut payload)?)),
         _ => return Ok(None),
     };
@@ -179,6 +224,12 @@ mod tests {
         assert_eq!(parse_barrier(&[0; 23]), Err(RecordError::Short));
         assert_eq!(parse_barrier(&[1; 55]), Err(RecordError::Short));
         assert_eq!(parse_barrier(&[0; 56]), Err(RecordError::Short), "no point has no name");
+        let check = Check::of(90, &[1; 10]);
+        assert_eq!(Check::parse(&check.encode(), 100), Ok(check));
+        assert_eq!(Check::parse(&check.encode(), 99), Err(RecordError::Range { offset: 90, len: 10 }));
+        assert_eq!(Check::parse(&check.encode()[1..], 100), Err(RecordError::Short));
+        let long = Check { offset: 0, len: MAX_CHANGE + 1, sum: 0 };
+        assert!(matches!(Check::parse(&long.encode(), u64::MAX), Err(RecordError::Range { .. })));
         assert_eq!(parse_answer(9, &[]), Ok(None));
         assert_eq!(parse_answer(kind::BLOCKS, &[0; 9]), Err(RecordError::Short));
         assert_eq!(parse_answer(kind::REACHED, &[0; 15]), Err(RecordError::Short));
@@ -186,7 +237,7 @@ mod tests {
 
     fn described(point: u8, previous: u8) -> Description {
         let (point, previous) = (Id([point; 16]), Id([previous; 16]));
-        Description { size: 77, block: BLOCK, asks: true, point, previous }
+        Description { size: 77, block: block_of(77), asks: true, point, previous }
     }
 
     #[test]
@@ -232,6 +283,7 @@ mod tests {
         fn any_bytes_are_taken(bytes in vec(any::<u8>(), 0..200), kind in 0..5_u8) {
             let _ = Description::parse(&bytes);
             let _ = parse_barrier(&bytes);
+            let _ = Check::parse(&bytes, 1 << 20);
             let _ = parse_answer(kind, &bytes);
         }
     }

@@ -81,6 +81,15 @@ aventine_api::inventory::submit! {
     }
 }
 
+/// The plugin does not compare the two sides.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "DRBD compares its two sides itself: `drbdadm verify {resource}` (with `verify-alg` in the resource's `net` section)"
+)]
+struct VerifyError {
+    resource: String,
+}
+
 /// Why a disk could not be set up.
 #[derive(Debug, thiserror::Error)]
 enum SetUpError {
@@ -344,6 +353,11 @@ impl Disk for Drbd {
         let staging = Arc::clone(self.staging()?);
         staging.cut(epoch)?;
         self.take_over(&staging)
+    }
+
+    fn verify(&mut self, _repair: bool) -> Result<(), PluginError> {
+        let resource = self.resource.name().to_owned();
+        Err(PluginError::new(ErrorCode::Unavailable, VerifyError { resource }))
     }
 
     fn stats(&self) -> DiskStats {

@@ -2,7 +2,7 @@
 
 use crate::inspect::inspect;
 use crate::qmp::{Command, Qmp, QmpError};
-use aventine_api::{Attachments, NetAttachment};
+use aventine_api::{Attachments, DiskAttachment, NetAttachment};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub fn qmp(data: &[u8]) {
     let Ok(mut qmp) = Qmp::connect(ours, deadline) else { return };
     let attached = Attachments {
         networks: vec![("net0".into(), NetAttachment::Stream("/net0".into()))],
-        disks: vec![("disk0".into(), "/disk0".into())],
+        disks: vec![("disk0".into(), DiskAttachment::Nbd("/disk0".into()))],
     };
     if greets & 2 == 0 {
         // Whether the machine can be protected is for others to say.

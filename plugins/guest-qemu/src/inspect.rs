@@ -2,7 +2,7 @@
 //! say without its being replicated is refused by name.
 
 use crate::qmp::{Command, Qmp, QmpError};
-use aventine_api::Attachments;
+use aventine_api::{Attachments, DiskAttachment};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -62,7 +62,11 @@ pub(crate) fn inspect(
     check_blockers(qmp.execute(&Command::new("query-migrate"), Some(deadline))?)?;
     for path in ["/machine/peripheral", "/machine/peripheral-anon"] {
         let children = qmp.execute(&Command::with("qom-list", &json!({ "path": path })), Some(deadline))?;
-        check_devices(children)?;
+        for (name, path) in check_devices(children, path)? {
+            let get = json!({ "path": path, "property": "chardev" });
+            let chardev = qmp.execute(&Command::with("qom-get", &get), Some(deadline))?;
+            check_vhost_disk(&name, &chardev, attached)?;
+        }
     }
     let disks = attached.disks.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>();
     check_disks(qmp.execute(&Command::new("query-block"), Some(deadline))?, &disks)?;
@@ -113,21 +117,41 @@ fn memory_hint(name: &str) -> &'static str {
     }
 }
 
-fn check_devices(children: Value) -> Result<(), InspectError> {
+/// Answers name and path of the disks that a vhost-user device serves.
+fn check_devices(children: Value, parent: &str) -> Result<Vec<(String, String)>, InspectError> {
     #[derive(Deserialize)]
     struct Child {
+        name: String,
         #[serde(rename = "type")]
         kind: String,
     }
     let children: Vec<Child> =
         serde_json::from_value(children).map_err(|_| InspectError::Form { what: "qom-list" })?;
+    let mut disks = Vec::new();
     for child in &children {
         let name = child.kind.trim_start_matches("child<").trim_end_matches('>');
-        if let Some((_, why)) = DEVICES.iter().find(|(prefix, _)| name.starts_with(prefix)) {
+        if name.starts_with("vhost-user-blk") {
+            disks.push((name.to_owned(), format!("{parent}/{}", child.name)));
+        } else if let Some((_, why)) = DEVICES.iter().find(|(prefix, _)| name.starts_with(prefix)) {
             return Err(InspectError::Device { name: name.to_owned(), why });
         }
     }
-    Ok(())
+    Ok(disks)
+}
+
+/// The pages that it writes are known only if we serve it.
+fn check_vhost_disk(name: &str, chardev: &Value, attached: &Attachments) -> Result<(), InspectError> {
+    let ours = |(id, at): &(String, DiskAttachment)| {
+        chardev.as_str() == Some(id) && matches!(at, DiskAttachment::VhostUser(_))
+    };
+    match attached.disks.iter().any(ours) {
+        true => Ok(()),
+        false => Err(InspectError::Device {
+            name: name.to_owned(),
+            why: "its chardev is not the id of a [[disk]] with frontend = \"vhost-user\", so what it writes to guest memory goes \
+                  unseen",
+        }),
+    }
 }
 
 fn check_disks(answer: Value, attached: &[&str]) -> Result<(), InspectError> {
@@ -233,9 +257,31 @@ mod tests {
 
     #[test]
     fn devices_are_refused_by_type() {
-        check_devices(json!([{ "name": "type", "type": "string" }, { "type": "child<virtio-blk-pci>" }]))
-            .unwrap();
-        let error = check_devices(json!([{ "type": "child<virtio-balloon-pci>" }])).unwrap_err();
+        let children = json!([
+            { "name": "type", "type": "string" },
+            { "name": "a", "type": "child<virtio-blk-pci>" },
+            { "name": "b[0]", "type": "child<vhost-user-blk-pci>" },
+        ]);
+        let disks = check_devices(children, "/machine").unwrap();
+        assert_eq!(disks, [("vhost-user-blk-pci".to_owned(), "/machine/b[0]".to_owned())]);
+        let refused = json!([{ "name": "a", "type": "child<virtio-balloon-pci>" }]);
+        let error = check_devices(refused, "/machine").unwrap_err();
         assert!(error.to_string().contains("virtio-balloon-pci"), "{error}");
+    }
+
+    #[test]
+    fn only_our_own_vhost_user_disks_are_known_to_tell_what_they_write() {
+        let attached = Attachments {
+            networks: Vec::new(),
+            disks: vec![
+                ("disk0".into(), DiskAttachment::VhostUser("/a".into())),
+                ("disk1".into(), DiskAttachment::Nbd("/b".into())),
+            ],
+        };
+        check_vhost_disk("vhost-user-blk-pci", &json!("disk0"), &attached).unwrap();
+        for other in [json!("disk1"), json!("mine"), json!(null)] {
+            let error = check_vhost_disk("vhost-user-blk-pci", &other, &attached).unwrap_err();
+            assert!(error.to_string().contains("frontend = \"vhost-user\""), "{error}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! same machine.
 
 use crate::options::Options;
-use aventine_api::{Attachments, NetAttachment, Side};
+use aventine_api::{Attachments, DiskAttachment, NetAttachment, Side};
 use serde_json::{Value, json};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -43,8 +43,11 @@ pub(crate) fn command(
     for (id, attachment) in &attachments.networks {
         add("-netdev", netdev(id, attachment)?.to_string());
     }
-    for (id, socket) in &attachments.disks {
-        add("-blockdev", blockdev(id, socket)?.to_string());
+    for (id, attachment) in &attachments.disks {
+        match attachment {
+            DiskAttachment::Nbd(socket) => add("-blockdev", blockdev(id, socket)?.to_string()),
+            DiskAttachment::VhostUser(socket) => add("-chardev", chardev(id, socket)?),
+        }
     }
     // A device whose state cannot be saved ends QEMU here, by name, instead of being lost at failover.
     command.push("-only-migratable".into());
@@ -74,6 +77,11 @@ fn blockdev(id: &str, socket: &Path) -> Result<Value, PathError> {
     Ok(json!({ "driver": "nbd", "node-name": id, "server": server, "export": id, "discard": "unmap" }))
 }
 
+/// QEMU takes no JSON here: a comma in a value is doubled.
+fn chardev(id: &str, socket: &Path) -> Result<String, PathError> {
+    Ok(format!("socket,id={id},path={}", text(socket)?.replace(',', ",,")))
+}
+
 /// QEMU's working directory is not ours, so paths are made absolute.
 fn text(path: &Path) -> Result<String, PathError> {
     let error = || PathError { path: path.to_owned() };
@@ -93,7 +101,10 @@ mod tests {
                 ("net0".into(), NetAttachment::Stream("/run/a,b".into())),
                 ("net1".into(), NetAttachment::Tap("tap-web".into())),
             ],
-            disks: vec![("disk0".into(), "/run/c,d".into())],
+            disks: vec![
+                ("disk0".into(), DiskAttachment::Nbd("/run/c,d".into())),
+                ("disk1".into(), DiskAttachment::VhostUser("/run/e,f".into())),
+            ],
         };
         command(&options, side, std::io::stdin().as_fd(), std::io::stdout().as_fd(), &attachments).unwrap()
     }
@@ -115,6 +126,7 @@ mod tests {
             r#""downscript":"no","id":"net1","ifname":"tap-web","script":"no","type":"tap""#,
             r#""export":"disk0","node-name":"disk0","server":{"path":"/run/c,d","type":"unix"}"#,
             r#""mem-path":"/proc/self/fd/0""#,
+            "-chardev socket,id=disk1,path=/run/e,,f",
         ] {
             assert!(line.contains(part), "{part} in {line}");
         }

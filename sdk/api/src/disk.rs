@@ -1,4 +1,4 @@
-use crate::{Disengage, Epoch, PluginError};
+use crate::{Disengage, Epoch, ErrorCode, PluginError};
 use std::sync::Arc;
 
 /// Largest payload of one record on a disk's or a network's channel, in bytes.
@@ -70,6 +70,27 @@ pub struct DiskStats {
     pub buffered_bytes: u64,
 }
 
+/// What a plugin answers that does not implement [`Disk::verify`].
+#[derive(Debug, thiserror::Error)]
+#[error("The disk's plugin cannot compare the two images")]
+struct CannotVerify;
+
+/// How far a comparison of both images is, and what it has found. In bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct DiskVerification {
+    /// Whether it goes on.
+    pub running: bool,
+    /// To be compared; 0: none was begun.
+    pub total: u64,
+    /// Compared so far. Less than `total` when it does not go on: the session ended before it was complete.
+    pub done: u64,
+    /// In pieces of the image that were found to differ.
+    pub differing: u64,
+    /// Of those, in pieces that were sent again and then found to be the same.
+    pub repaired: u64,
+}
+
 /// A disk whose writes are replicated by epoch.
 ///
 /// ```text
@@ -120,6 +141,19 @@ pub trait Disk: Send {
     /// Primary: ends replication. `Owner`: the guest's reads and writes go on, locally. `NotOwner`: they fail from
     /// now on. Idempotent.
     fn disengage(&mut self, why: Disengage) -> Result<(), PluginError>;
+
+    /// Primary, while epochs are sealed, guest running: begins to compare the standby's image with this one by hash, on the
+    /// plugin's own thread, while the guest goes on writing; with `repair`, what differs is sent again and compared once
+    /// more. Does not wait. Refused while one goes on. `Unavailable`, with what to do instead, by plugins that cannot.
+    fn verify(&mut self, repair: bool) -> Result<(), PluginError> {
+        let _ = repair;
+        Err(PluginError::new(ErrorCode::Unavailable, CannotVerify))
+    }
+
+    /// Primary: the newest comparison, also after its session. Never blocks.
+    fn verification(&self) -> DiskVerification {
+        DiskVerification::default()
+    }
 
     /// Standby: takes the image from `rx`, on the plugin's own thread. Blocks until the primary has described the
     /// disk; refuses one that does not fit. Reports the barrier of each epoch by [`crate::Host::staged`], failures

@@ -7,8 +7,19 @@ use std::path::PathBuf;
 pub struct Attachments {
     /// `(id of the [[network]] table, how to reach its buffer)`.
     pub networks: Vec<(String, NetAttachment)>,
-    /// `(id of the [[disk]] table, unix socket of its NBD export)`; the export's name is the id.
-    pub disks: Vec<(String, PathBuf)>,
+    /// `(id of the [[disk]] table, how to reach its export)`.
+    pub disks: Vec<(String, DiskAttachment)>,
+}
+
+/// How the guest reaches a disk's export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskAttachment {
+    /// The unix socket of an NBD server; the export's name is the id.
+    Nbd(PathBuf),
+    /// The unix socket of a vhost-user-blk device, which reads and writes guest memory by itself. The engine, which has the
+    /// device, adds the pages that it writes to the answer of [`Guest::dirty`]. [`Guest::pause`] returns only once the device
+    /// has stopped.
+    VhostUser(PathBuf),
 }
 
 /// Something the guest did that is not an error.

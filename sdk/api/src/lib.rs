@@ -38,11 +38,13 @@ mod upkeep;
 
 pub use arbiter::{Arbiter, SessionId, Verdict};
 pub use codec::{Codec, PageSink};
-pub use disk::{BlockDevice, Disk, DiskProgress, DiskStats, MAX_RECORD, RecordHead, RecordRx, RecordTx};
+pub use disk::{
+    BlockDevice, Disk, DiskProgress, DiskStats, DiskVerification, MAX_RECORD, RecordHead, RecordRx, RecordTx,
+};
 pub use entry::{ConfigError, ConfigProblem, Factory, Kind, PluginEntry, parse_config};
 pub use epoch::Epoch;
 pub use error::{ErrorCode, PluginError};
-pub use guest::{Attachments, Guest, GuestEvent};
+pub use guest::{Attachments, DiskAttachment, Guest, GuestEvent};
 pub use host::{Context, Host, Metric, Side};
 pub use inventory;
 pub use network::{Disengage, NetAttachment, NetworkBuffer, NetworkStats};

@@ -8,12 +8,12 @@
 //! Where a write goes depends on the time, too: a guest that lives through the same moment again must not cover what it
 //! wrote the first time. For the same reason it writes only when it is asked to.
 
+use crate::random::Random;
 use rustix::io::{preadv, pwritev};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Blocks in use.
 pub const BLOCKS: usize = 4096;
@@ -40,7 +40,7 @@ pub struct Workload {
     written: Vec<u64>,
     /// Number of the last write.
     last: u64,
-    random: u64,
+    random: Random,
     buffer: Vec<Block>,
 }
 
@@ -61,7 +61,7 @@ impl Workload {
         let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
         let disk = OpenOptions::new().read(true).write(true).custom_flags(direct).open(path)?;
         let buffer = vec![Block([0; BLOCK]); READ];
-        Ok(Workload { disk, written: vec![0; BLOCKS], last: 0, random: 0x2545_f491_4f6c_dd1d, buffer })
+        Ok(Workload { disk, written: vec![0; BLOCKS], last: 0, random: Random::default(), buffer })
     }
 
     /// Writes a burst; answers the number of its last write. All of it is on stable storage then.
@@ -79,7 +79,7 @@ impl Workload {
     /// Writes a run of blocks.
     fn write(&mut self) -> io::Result<()> {
         let number = self.last + 1;
-        let random = self.random();
+        let random = self.random.number();
         let length = 1 + (random >> 32) as usize % RUN;
         let first = random as usize % (BLOCKS - length + 1);
         for (at, block) in self.buffer[..length].iter_mut().enumerate() {
@@ -111,14 +111,6 @@ impl Workload {
             }
         }
         Ok(None)
-    }
-
-    fn random(&mut self) -> u64 {
-        self.random ^= SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The primary's host is lost: its controller and its QEMU, at the same moment.
     Kill,
     /// The primary's controller is killed alone.
@@ -31,7 +31,8 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 8] = [
+    /// All of them.
+    pub const ALL: [Fault; 8] = [
         Fault::Kill,
         Fault::Controller,
         Fault::Guest,

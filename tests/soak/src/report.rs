@@ -1,6 +1,9 @@
 //! What a run has shown.
 
+use crate::SoakError;
 use crate::fault::Fault;
+use aventine_e2e::guest::GuestError;
+use aventine_e2e::volume::VolumeError;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,16 +11,19 @@ use std::time::Duration;
 
 /// A run so far. Times are in milliseconds.
 #[derive(Debug, Serialize)]
-pub(crate) struct Report {
+pub struct Report {
     seed: u64,
     detection: String,
     interval: String,
-    pub(crate) writes_acknowledged: u64,
-    pub(crate) writes_lost: u64,
-    pub(crate) connections_broken: u64,
+    /// Writes that were acknowledged and read back.
+    pub writes_acknowledged: u64,
+    /// Acknowledged writes that were not there.
+    pub writes_lost: u64,
+    /// Clients' connections that did not last.
+    pub connections_broken: u64,
     faults: BTreeMap<String, Figures>,
     /// What ended the run early.
-    pub(crate) failure: Option<String>,
+    pub failure: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -46,6 +52,11 @@ impl Report {
         }
     }
 
+    /// How many there were.
+    pub fn rounds(&self) -> u64 {
+        self.faults.values().map(|figures| figures.rounds).sum()
+    }
+
     /// One more round; `gap` is the longest time between two answers in it.
     pub(crate) fn add(&mut self, fault: Fault, moved: bool, gap: Duration) {
         let figures = self.faults.entry(format!("{fault:?}").to_lowercase()).or_default();
@@ -60,7 +71,23 @@ impl Report {
         (figures.gap_p50, figures.gap_p99, figures.gap_max) = (at(50), at(99), at(100));
     }
 
-    pub(crate) fn json(&self) -> String {
+    /// What ended the run may be a loss.
+    pub(crate) fn count_loss(&mut self, error: &SoakError) {
+        match error {
+            SoakError::Lost { lost, broken, .. } => {
+                self.writes_lost += lost;
+                self.connections_broken += u64::from(*broken);
+            }
+            SoakError::Volume(VolumeError::Transactions { found, acknowledged, .. }) => {
+                self.writes_lost += acknowledged.saturating_sub(*found);
+            }
+            SoakError::Guest(GuestError::Broken(_)) => self.connections_broken += 1,
+            _ => {}
+        }
+    }
+
+    /// The whole of it.
+    pub fn json(&self) -> String {
         serde_json::to_string_pretty(self).unwrap_or_else(|e| format!("{{\"failure\":\"{e}\"}}"))
     }
 }

@@ -4,6 +4,8 @@
 //! CACHE/guest/KEY          KEY stands for the packages' versions and for how it is made; see `aventine_lab::packages`
 //!   kernel/ root/            unpacked packages
 //!   vmlinux initrd           what QEMU starts
+//! CACHE/PACKAGE/KEY/tool   a program that tests put on a guest's disk
+//!   bin/PACKAGE lib/         it and its libraries
 //! ```
 
 use aventine_lab::cpio::Archive;
@@ -11,6 +13,7 @@ use aventine_lab::image::{self, ImageError, entry, read, write};
 use aventine_lab::kernel::{self, KernelError};
 use aventine_lab::packages::{self, PackageError};
 use aventine_lab::run::{self, RunError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -59,7 +62,11 @@ const COMMANDS: [&str; 9] = ["acpid", "cat", "insmod", "ip", "kill", "mount", "p
 const POWER_BUTTON: (&str, &str) = ("etc/acpi/PWRF/00000080", "#!/bin/sh\n/bin/poweroff -f\n");
 const INIT: &str = include_str!("init.sh");
 const LOADER: &str = "ld-linux-x86-64.so.2";
-const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+/// The one library whose package is not called so.
+const ZLIB: &str = "zlib1g";
+/// Where packages have libraries.
+const LIBRARIES: [&str; 3] =
+    ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph"];
 
 /// Makes the guest, unless it is there already.
 pub(crate) fn make() -> Result<Guest, GuestError> {
@@ -97,9 +104,8 @@ fn initrd(made: &Path) -> Result<Vec<u8>, GuestError> {
     }
     let redis = root.join("usr/bin/redis-server");
     archive.file("bin/redis-server", &read(&redis)?);
-    let loader = library(&root, LOADER)?;
-    archive.file(&format!("lib64/{LOADER}"), &read(&loader)?);
-    for name in libraries(&root, &loader, &redis)? {
+    archive.file(&format!("lib64/{LOADER}"), &read(&library(&root, LOADER)?)?);
+    for name in libraries(&root, &redis)? {
         archive.file(&format!("{}/{name}", LIBRARIES[0]), &read(&library(&root, &name)?)?);
     }
     let tree = entry(&made.join("kernel/lib/modules"), "")?;
@@ -113,9 +119,40 @@ fn initrd(made: &Path) -> Result<Vec<u8>, GuestError> {
     Ok(archive.finish())
 }
 
+/// A directory with one of Debian's programs and the libraries that it needs, in `bin` and `lib`, unless it is there already.
+/// It is the program of its package's name.
+pub(crate) fn tool(package: &str) -> Result<PathBuf, GuestError> {
+    let cache = packages::cache()?;
+    let mut debs = packages::resolve(&cache, KERNEL, &[package], &[ZLIB])?;
+    debs.retain(|deb| !deb.package.starts_with("linux-image-"));
+    let home = cache.join(package).join(packages::hash(&(&debs, LIBRARIES)));
+    let _lock = packages::lock(&cache, package)?;
+    if !home.exists() {
+        // Under a name of its own until it is whole.
+        let made = home.with_extension("new");
+        let _ = fs::remove_dir_all(&made);
+        packages::unpack(&cache, &debs, &made)?;
+        let (root, tool) = (made.join("root"), made.join("tool"));
+        let file = |path: &Path, source| ImageError::File { path: path.to_owned(), source };
+        let copy = |from: &Path, to: &Path| fs::copy(from, to).map(drop).map_err(|e| file(from, e));
+        for dir in ["bin", "lib"].map(|name| tool.join(name)) {
+            fs::create_dir_all(&dir).map_err(|e| file(&dir, e))?;
+        }
+        let program = root.join("usr/bin").join(package);
+        copy(&program, &tool.join("bin").join(package))?;
+        for name in libraries(&root, &program)? {
+            copy(&library(&root, &name)?, &tool.join("lib").join(&name))?;
+        }
+        fs::remove_dir_all(&root).map_err(|e| file(&root, e))?;
+        fs::rename(&made, &home).map_err(|e| file(&home, e))?;
+    }
+    Ok(home.join("tool"))
+}
+
 /// The names of the shared libraries of a program, found by the packages' own loader.
-fn libraries(root: &Path, loader: &Path, program: &Path) -> Result<Vec<String>, GuestError> {
+fn libraries(root: &Path, program: &Path) -> Result<Vec<String>, GuestError> {
     let path = LIBRARIES.map(|dir| root.join(dir).to_string_lossy().into_owned()).join(":");
+    let loader = library(root, LOADER)?;
     let list = run::text(Command::new(loader).args(["--library-path", &path, "--list"]).arg(program))?;
     let names = list.lines().filter_map(|line| line.trim().split_once(" => ")).map(|(name, _)| name);
     Ok(names.filter(|name| !name.starts_with('/')).map(str::to_owned).collect())

@@ -27,6 +27,10 @@ pub(crate) const LAB: &[Need] = &[
     ("script", "bsdutils"),
 ];
 
+/// What looking at a guest's disk needs besides.
+pub(crate) const SOAK: &[Need] =
+    &[("mkfs.ext4", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("debugfs", "e2fsprogs"), ("sqlite3", "sqlite3")];
+
 /// What the tests need besides.
 pub(crate) const TESTS: &[Need] = &[
     ("qemu-io", "qemu-utils"),
@@ -34,7 +38,6 @@ pub(crate) const TESTS: &[Need] = &[
     ("nbdcopy", "libnbd-bin"),
     ("etcd", "etcd-server"),
     ("losetup", "mount"),
-    ("mkfs.ext4", "e2fsprogs"),
 ];
 
 /// Packages that bring a service, and its unit: the tests start programs of their own.

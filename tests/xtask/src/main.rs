@@ -35,7 +35,7 @@ Commands:
          plugin is a shared object
   test   install what is missing, build, make the guest and run all tests, with the test runner's OPTIONS
   soak   install what is missing, build, make the guest and have it survive random faults: --minutes N or --rounds N,
-         --faults kill,cut,…, --seed N, --report FILE; `cargo xtask soak --help` tells all
+         --faults kill,cut,…, --workload redis or sqlite, --seed N, --report FILE; `cargo xtask soak --help` tells all
   fuzz   install what is missing, build, and run all fuzz targets or the TARGETs named, 10 seconds each or --seconds N
   lab    shell [--hosts N]: start 1 to 3 machines with Debian's kernel and a shell on each, in which this machine's files
          are seen and nothing of it is changed";
@@ -135,12 +135,14 @@ fn built_in_plugins() -> Result<PathBuf, Error> {
 fn test(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::DEMO)?;
     machine::install(machine::LAB)?;
+    machine::install(machine::SOAK)?;
     machine::install(machine::TESTS)?;
     // As the test runner does it, the program and the shared objects included, so that it finds everything built.
     cargo(&["test", "--no-run", "--workspace"])?;
     EXAMPLES.iter().try_for_each(|example| aventine_examples::build(example).map(drop))?;
     let guest = guest::make()?;
     let guest = guest::with_program(&guest, &target().join("debug/guest-workload"))?;
+    let (sqlite, fio) = (guest::tool("sqlite3")?, guest::tool("fio")?);
     // Here rather than in the first test that needs it, which would take the longer for it.
     State::make()?;
     let mut runner = as_root(Path::new(&cargo_program()));
@@ -153,6 +155,7 @@ fn test(options: &[OsString]) -> Result<(), Error> {
     runner.env("AVENTINE_SHARED_OBJECTS", target().join("debug/examples"));
     runner.env("AVENTINE_PLUGINS", built_in_plugins()?);
     runner.env("AVENTINE_KERNEL", guest.kernel).env("AVENTINE_INITRD", guest.initrd);
+    runner.env("AVENTINE_SQLITE", sqlite).env("AVENTINE_FIO", fio);
     // For `cargo test`; nextest has a configuration that knows which tests must be alone.
     runner.env("AVENTINE_WORK", target().join("e2e")).env("RUST_TEST_THREADS", "1");
     Err(Error::Start { program: runner.get_program().into(), source: runner.exec() })
@@ -161,12 +164,14 @@ fn test(options: &[OsString]) -> Result<(), Error> {
 /// Ends by becoming the soak test.
 fn soak(options: &[OsString]) -> Result<(), Error> {
     machine::install(machine::DEMO)?;
-    cargo(&["build", "--package", "aventine", "--package", "aventine-soak"])?;
-    let guest = guest::make()?;
+    machine::install(machine::SOAK)?;
+    cargo(&["build", "--package", "aventine", "--package", "aventine-soak", "--package", "aventine-e2e"])?;
+    let guest = guest::with_program(&guest::make()?, &target().join("debug/guest-workload"))?;
     let program = target().join("debug/aventine-soak");
     let mut soak = as_root(&program);
     soak.arg("--program").arg(target().join("debug/aventine")).arg("--kernel").arg(guest.kernel);
-    soak.arg("--initrd").arg(guest.initrd).arg("--work").arg(target().join("soak")).args(options);
+    soak.arg("--initrd").arg(guest.initrd).arg("--tools").arg(guest::tool("sqlite3")?);
+    soak.arg("--work").arg(target().join("soak")).args(options);
     Err(Error::Start { program, source: soak.exec() })
 }
 

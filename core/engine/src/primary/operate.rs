@@ -3,11 +3,11 @@
 use super::{AfterAlone, FloorRun, Loop};
 use crate::EngineError;
 use crate::audit::Auditor;
-use crate::control::Command;
+use crate::control::{Command, VerificationStatus};
 use crate::parts::During;
 use crate::stall::Progress;
 use crate::stats::Samples;
-use aventine_api::{GuestEvent, PAGE_SIZE, PluginError};
+use aventine_api::{DiskVerification, GuestEvent, PAGE_SIZE, PluginError};
 use aventine_protocol::{EndReason, PrimaryEvent, PrimaryState};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -85,6 +85,12 @@ impl Loop<'_> {
                 self.hand_over_asked(reply);
                 Ok(())
             }
+            Command::Verify { repair, reply } => {
+                let begun = self.verify(repair);
+                self.report();
+                let _ = reply.send(begun);
+                Ok(())
+            }
             Command::PowerDown | Command::Kill => {
                 let kill = matches!(command, Command::Kill);
                 self.after_alone = Some(if kill { AfterAlone::Kill } else { AfterAlone::PowerDown });
@@ -103,6 +109,31 @@ impl Loop<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Has every disk compare its images; the reason why one does not.
+    fn verify(&mut self, repair: bool) -> Result<(), String> {
+        if *self.machine.state() != PrimaryState::Protected || self.link.records {
+            return Err("the guest is not protected: there is no standby to compare with".to_owned());
+        }
+        if self.parts.disks.is_empty() {
+            return Err("the guest has no disk that is replicated".to_owned());
+        }
+        let refused = self.parts.disks.iter_mut().filter_map(|(id, disk)| {
+            let error = disk.verify(repair).err()?;
+            Some(format!("{id}: {}", error.chain()))
+        });
+        let refused: Vec<_> = refused.collect();
+        if refused.is_empty() { Ok(()) } else { Err(refused.join("; ")) }
+    }
+
+    fn verifications(&self) -> Vec<VerificationStatus> {
+        let disks = self.parts.disks.iter().map(|(id, disk)| (id, disk.verification()));
+        let status = |(id, found): (&String, DiskVerification)| {
+            let DiskVerification { running, total, done: compared, differing, repaired } = found;
+            VerificationStatus { disk: id.clone(), running, total, compared, differing, repaired }
+        };
+        disks.filter(|(_, found)| found.total > 0).map(status).collect()
     }
 
     /// A guest is paused for an arbiter only if that can be asked just now.
@@ -176,6 +207,7 @@ impl Loop<'_> {
             let memory = (c.pages_sent * PAGE_SIZE as u64, c.pages_known * PAGE_SIZE as u64);
             disks.fold(memory, |(done, total), p| (done + p.done, total + p.total))
         });
+        let verifications = self.verifications();
         let networks = self.parts.networks.iter().map(|(_, n)| n.stats());
         let (held, dropped, uncopied) = networks
             .fold((0, 0, 0), |(h, d, u), s| (h + s.held_bytes, d + s.dropped_frames, u + s.uncopied_frames));
@@ -194,6 +226,7 @@ impl Loop<'_> {
             (status.copied_bytes, status.copy_total_bytes) = (done, total);
         }
         status.bytes_sent = self.link.sent.load(Ordering::Relaxed) + self.link.bulk.load(Ordering::Relaxed);
+        status.verifications = verifications;
         status.held_bytes = held;
         status.audit = self.audit.as_ref().map(Auditor::status);
         if dropped > status.dropped_frames {

@@ -70,13 +70,13 @@ impl Loop<'_> {
         let Some(mut link) = link::agree(&terms, link, number, &self.parts)? else { return Ok(()) };
         replicate(&mut self.parts, &mut link)?;
         link::await_ready(&terms, number)?;
-        let (guest, pages) = (self.parts.guest.as_mut(), self.memory.pages());
+        let pages = self.memory.pages();
         let copy = match self.base.take() {
             Some(base) if link.has_base => {
                 info!(session = %base.session, epoch = base.epoch.0, "the standby has the memory of");
-                Copy::since_base(guest, pages)?
+                Copy::since_base(&mut self.parts, pages)?
             }
-            _ => Copy::begin(guest, pages)?,
+            _ => Copy::begin(&mut self.parts, pages)?,
         };
         let pipe = Pipe::start(self.config, copy, self.maker.codec()?, link.pages, number, self.to_loop);
         self.record.begin(link.primary.session)?;

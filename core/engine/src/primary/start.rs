@@ -69,7 +69,7 @@ pub(crate) fn begin(stage: &Stage<'_>, record: &mut Record) -> Result<Left, Engi
     inbox.say("copying", "");
     // SAFETY: `memory` and `parts.guest` live in the same `Loop`, whose fields drop in order: memory first.
     let memory = unsafe { GuestMemory::of(parts.guest.as_ref()) };
-    let copy = Copy::begin(parts.guest.as_mut(), memory.pages())?;
+    let copy = Copy::begin(&mut parts, memory.pages())?;
     let start = Start {
         machine: Primary::new(parts.depth()),
         pipe: Pipe::start(config, copy, maker.codec()?, link.pages, 0, &to_loop),

@@ -7,6 +7,7 @@ mod primary;
 mod resync;
 mod set_up;
 mod standby;
+mod verify;
 
 use crate::BlockRemus;
 use crate::config::{Durable, Settings};

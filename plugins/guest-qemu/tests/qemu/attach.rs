@@ -4,7 +4,7 @@ use crate::lab::{
     Lab, Program, Replica, boot, boot_disk, command, counter, difference, make_guest, memory, next_event, ok,
     until, until_counting,
 };
-use aventine_api::{Attachments, ErrorCode, GuestEvent, NetAttachment, Side};
+use aventine_api::{Attachments, DiskAttachment, ErrorCode, GuestEvent, NetAttachment, Side};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
@@ -219,7 +219,7 @@ fn a_vm_that_cannot_be_protected_is_told_all_that_it_lacks() {
 
     let attachments = Attachments {
         networks: vec![("net0".into(), NetAttachment::Stream("/run/net0".into()))],
-        disks: vec![("disk0".into(), "/run/disk0".into())],
+        disks: vec![("disk0".into(), DiskAttachment::Nbd("/run/disk0".into()))],
     };
     let private =
         ["-object", "memory-backend-ram,id=ram,size=32M", "-machine", "pc,memory-backend=ram", "-m", "32M"];

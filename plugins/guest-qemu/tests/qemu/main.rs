@@ -8,3 +8,4 @@ mod lab;
 mod primary;
 mod refusals;
 mod standby;
+mod vhost;

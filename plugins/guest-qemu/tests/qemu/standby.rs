@@ -4,7 +4,7 @@ use crate::lab::{
     BUFFER, COUNTERS, FIRST_COUNTER, Lab, Program, Replica, boot, boot_disk, command, counter, difference,
     memory, new_guest, next_event, ok, region, until, until_counting,
 };
-use aventine_api::{Attachments, ErrorCode, GuestEvent, NetAttachment, PageBitmap, Side};
+use aventine_api::{Attachments, DiskAttachment, ErrorCode, GuestEvent, NetAttachment, PageBitmap, Side};
 use std::io::Read;
 use std::os::unix::net::UnixListener;
 
@@ -158,7 +158,7 @@ fn attachments_reach_the_devices_of_the_command() {
     until("an export", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
     let attachments = Attachments {
         networks: vec![("net0".into(), NetAttachment::Stream(dir.join("net,0=\".sock")))],
-        disks: vec![("disk0".into(), socket)],
+        disks: vec![("disk0".into(), DiskAttachment::Nbd(socket))],
     };
     ok(lab.start(&attachments));
     let (mut network, _) = listener.accept().unwrap();

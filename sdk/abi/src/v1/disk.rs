@@ -7,7 +7,8 @@ use super::records::{ImportedRecordRx, ImportedRecordTx, RecordRxBox, RecordTxBo
 use abi_stable::std_types::{RArc, RBox, ROption, RSlice, RSliceMut, RString};
 use abi_stable::{StableAbi, sabi_trait};
 use aventine_api::{
-    BlockDevice, Disengage, Disk, DiskProgress, DiskStats, Epoch, Host, PluginError, RecordRx, RecordTx,
+    BlockDevice, Disengage, Disk, DiskProgress, DiskStats, DiskVerification, Epoch, Host, PluginError,
+    RecordRx, RecordTx,
 };
 use std::sync::Arc;
 
@@ -30,6 +31,17 @@ pub(super) type BlockArc = BlockV1_TO<'static, RArc<()>>;
 pub struct DiskProgressV1 {
     pub done: u64,
     pub total: u64,
+}
+
+/// [`DiskVerification`]
+#[derive(Clone, Copy, StableAbi)]
+#[repr(C)]
+pub struct DiskVerificationV1 {
+    pub running: bool,
+    pub total: u64,
+    pub done: u64,
+    pub differing: u64,
+    pub repaired: u64,
 }
 
 /// [`DiskStats`]
@@ -58,6 +70,8 @@ pub trait DiskV1: Send {
     fn apply(&mut self, epoch: u64) -> Answer<()>;
     fn activate(&mut self, epoch: u64) -> Answer<()>;
     fn stats(&self) -> Answer<DiskStatsV1>;
+    fn verify(&mut self, repair: bool) -> Answer<()>;
+    fn verification(&self) -> Answer<DiskVerificationV1>;
 }
 
 pub(super) type DiskBox = DiskV1_TO<'static, RBox<()>>;
@@ -182,6 +196,17 @@ impl DiskV1 for Exported<Box<dyn Disk>> {
             DiskStatsV1 { written_bytes, replicated_bytes, buffered_bytes }
         })
     }
+
+    fn verify(&mut self, repair: bool) -> Answer<()> {
+        self.call(|d| d.verify(repair))
+    }
+
+    fn verification(&self) -> Answer<DiskVerificationV1> {
+        self.ask(|d| {
+            let DiskVerification { running, total, done, differing, repaired } = d.verification();
+            DiskVerificationV1 { running, total, done, differing, repaired }
+        })
+    }
 }
 
 pub(super) struct ImportedDisk {
@@ -268,5 +293,20 @@ impl Disk for ImportedDisk {
             buffered_bytes: s.buffered_bytes,
         });
         self.reporter.or(answer, DiskStats::default())
+    }
+
+    fn verify(&mut self, repair: bool) -> Result<(), PluginError> {
+        native(self.object.verify(repair))
+    }
+
+    fn verification(&self) -> DiskVerification {
+        let answer = self.object.verification().map(|v| DiskVerification {
+            running: v.running,
+            total: v.total,
+            done: v.done,
+            differing: v.differing,
+            repaired: v.repaired,
+        });
+        self.reporter.or(answer, DiskVerification::default())
     }
 }

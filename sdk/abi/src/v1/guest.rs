@@ -6,7 +6,7 @@ use super::host::{bytes, path};
 use super::network::NetAttachmentV1;
 use abi_stable::std_types::{RBox, ROption, RResult, RSlice, RString, RVec};
 use abi_stable::{StableAbi, sabi_trait};
-use aventine_api::{Attachments, Guest, GuestEvent, Host, PageBitmap, PluginError, Region};
+use aventine_api::{Attachments, DiskAttachment, Guest, GuestEvent, Host, PageBitmap, PluginError, Region};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -27,12 +27,33 @@ pub struct AttachedNetworkV1 {
     pub attachment: NetAttachmentV1,
 }
 
-/// A disk that the guest can be connected to: a unix socket.
+/// A disk that the guest can be connected to, and its [`DiskAttachment`]: 1 is `Nbd`, 2 is `VhostUser`.
 #[derive(StableAbi)]
 #[repr(C)]
 pub struct AttachedDiskV1 {
     pub id: RString,
+    pub kind: u8,
     pub socket: RVec<u8>,
+}
+
+impl AttachedDiskV1 {
+    fn of((id, attachment): &(String, DiskAttachment)) -> AttachedDiskV1 {
+        let (kind, socket) = match attachment {
+            DiskAttachment::Nbd(socket) => (1, socket),
+            DiskAttachment::VhostUser(socket) => (2, socket),
+        };
+        AttachedDiskV1 { id: id.as_str().into(), kind, socket: bytes(socket) }
+    }
+
+    fn native(self) -> Result<(String, DiskAttachment), PluginError> {
+        let socket = path(self.socket);
+        let attachment = match self.kind {
+            1 => Some(DiskAttachment::Nbd(socket)),
+            2 => Some(DiskAttachment::VhostUser(socket)),
+            _ => None,
+        };
+        Ok((self.id.into_string(), known(attachment, "a kind of disk attachment", self.kind)?))
+    }
 }
 
 /// [`Attachments`]
@@ -133,10 +154,10 @@ impl GuestV1 for Exported<Box<Lending>> {
     fn start(&mut self, attachments: AttachmentsV1) -> Answer<()> {
         self.call(|g| {
             let network = |n: AttachedNetworkV1| Ok((n.id.into_string(), n.attachment.native()?));
-            let disk = |d: AttachedDiskV1| (d.id.into_string(), path(d.socket));
             let networks =
                 attachments.networks.into_iter().map(network).collect::<Result<_, PluginError>>()?;
-            let disks = attachments.disks.into_iter().map(disk).collect();
+            let disks =
+                attachments.disks.into_iter().map(AttachedDiskV1::native).collect::<Result<_, _>>()?;
             g.guest.start(&Attachments { networks, disks })
         })
     }
@@ -257,10 +278,7 @@ impl Guest for ImportedGuest {
         let networks = networks
             .map(|(id, a)| AttachedNetworkV1 { id: id.as_str().into(), attachment: a.into() })
             .collect();
-        let disks = attachments.disks.iter();
-        let disks = disks
-            .map(|(id, socket)| AttachedDiskV1 { id: id.as_str().into(), socket: bytes(socket) })
-            .collect();
+        let disks = attachments.disks.iter().map(AttachedDiskV1::of).collect();
         native(self.object.start(AttachmentsV1 { networks, disks }))
     }
 

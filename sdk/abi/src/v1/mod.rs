@@ -35,7 +35,7 @@ mod transport;
 pub use answer::{Answer, ErrorV1};
 pub use arbiter::{ArbiterV1, ArbiterV1_TO, SessionV1};
 pub use codec::{CodecV1, CodecV1_TO, PageRunV1, PageSinkV1, PageSinkV1_TO};
-pub use disk::{BlockV1, BlockV1_TO, DiskProgressV1, DiskStatsV1, DiskV1, DiskV1_TO};
+pub use disk::{BlockV1, BlockV1_TO, DiskProgressV1, DiskStatsV1, DiskV1, DiskV1_TO, DiskVerificationV1};
 pub use entry::{
     ConfigErrorV1, DescriptionV1, EntryV1, EntryV1_TO, InstanceV1, RootV1, RootV1_Ref, adapted, import, open,
 };

@@ -175,3 +175,87 @@ fn a_healthy_guest_under_load_differs_nowhere() {
         audited_rate / rate
     );
 }
+
+/// A disk behind vhost-user-blk writes guest memory past QEMU's page tables, and what it wrote reaches the standby all the same:
+/// the audit finds no difference, and the guest that goes on there has every write that was acknowledged, after the loss of the
+/// primary, after a handover, and with the host that came back as the standby.
+#[test]
+fn a_disk_that_writes_guest_memory_itself_hides_nothing() {
+    let parts =
+        Parts { vhost_user: true, audit: Some(EVERY), interval: "10ms".into(), ..parts("audit-vhost") };
+    let lab = Lab::new(&parts).unwrap();
+    let (mut pair, load) = with_load(&lab);
+    let mut inside = Workload::connect(&lab);
+    for (turn, handed_over) in [false, true, false].into_iter().enumerate() {
+        let passes = audit(&pair.primary.status().unwrap()).passes;
+        let mut rounds = 0;
+        let (status, last) = loop {
+            let last = inside.ask("put", "done");
+            // Reads what was ever written of the disk, past the page cache.
+            assert_eq!(inside.ask("verify", "same"), last);
+            rounds += 1;
+            let status = pair.primary.status().unwrap();
+            let found = audit(&status);
+            assert_eq!(found.mismatches, 0, "{}", found.last_mismatch);
+            if audit(&status).passes >= passes + 3 && rounds >= 3 {
+                break (status, last);
+            }
+        };
+        println!("turn {turn}: {:?}, median pause {} us", audit(&status), status.pause_us.p50);
+        assert_eq!(status.state, "protected", "{}", status.detail);
+        inside.send("put");
+        match handed_over {
+            true => pair.hand_over().unwrap(),
+            false => {
+                pair.fail_over(false).unwrap();
+                pair.change_roles();
+            }
+        }
+        let under_way = inside.answer("done");
+        assert!(under_way > last, "{under_way} after {last}");
+        assert_eq!(inside.ask("verify", "same"), under_way);
+        match (handed_over, turn) {
+            (true, _) => pair.wait_protected().unwrap(),
+            (false, 0) => lab.restart_standby(&mut pair).unwrap(),
+            (false, _) => {}
+        }
+    }
+    assert_undisturbed(&finish(&lab, load));
+}
+
+/// Not in the routine suite: it shows figures and asserts none.
+#[test]
+#[ignore = "a measurement: `cargo xtask test --run-ignored only --no-capture -E 'test(pause_with_each_front_end)'`"]
+fn the_pause_with_each_front_end_is_measured() {
+    let mut figures = [Vec::new(), Vec::new()];
+    for round in 1..=rounds(3) {
+        for vhost_user in [false, true] {
+            let lab = Lab::new(&Parts { vhost_user, ..parts("pause-front-ends") }).unwrap();
+            let (pair, load) = with_load(&lab);
+            let mut inside = Workload::connect(&lab);
+            let (from, began) = (pair.primary.status().unwrap().committed, Instant::now());
+            let mut writes = inside.ask("put", "done");
+            let first = writes;
+            let status = loop {
+                writes = inside.ask("put", "done");
+                inside.ask("verify", "same");
+                let status = pair.primary.status().unwrap();
+                if status.committed >= from + 400 {
+                    break status;
+                }
+            };
+            assert_eq!(status.state, "protected", "{}", status.detail);
+            let rate = (writes - first) as f64 / began.elapsed().as_secs_f64();
+            println!(
+                "round {round}, vhost-user {vhost_user}: pause {:?} us, {rate:.0} writes/s",
+                status.pause_us
+            );
+            figures[usize::from(vhost_user)].push((status.pause_us.p50 as f64, rate));
+            assert_undisturbed(&finish(&lab, load));
+        }
+    }
+    let ratios = figures[1].iter().zip(&figures[0]).map(|(vhost, nbd)| (vhost.0 / nbd.0, vhost.1 / nbd.1));
+    for (pause, rate) in ratios {
+        println!("vhost-user / NBD: median pause {pause:.3}, writes and whole reads of the disk {rate:.3}");
+    }
+}

@@ -2,9 +2,9 @@
 
 use aventine_demo::checker::{self, Load, Outcome};
 use aventine_demo::lab::{Lab, Pair, Parts, STARTUP, Site};
+use aventine_e2e::guest::{Guest, PORT};
 use aventine_engine::Status;
 use std::env;
-use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::thread;
@@ -84,16 +84,21 @@ pub(crate) struct Random(u64);
 
 impl Random {
     pub(crate) fn new() -> Random {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let seed = env::var("AVENTINE_SEED").map_or(now.as_micros() as u64, |seed| seed.parse().unwrap());
-        println!("AVENTINE_SEED={seed} repeats the moments of this run");
-        Random(seed | 1)
+        Random(seed() | 1)
     }
 
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
+}
+
+/// Where a generator starts, which is told.
+pub(crate) fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed = env::var("AVENTINE_SEED").map_or(now.as_micros() as u64, |seed| seed.parse().unwrap());
+    println!("AVENTINE_SEED={seed} repeats the moments of this run");
+    seed
 }
 
 /// The routine number of times, or as often as the environment wants it.
@@ -106,39 +111,37 @@ pub(crate) fn took_over(status: &Status) -> bool {
     status.side == "primary"
 }
 
+/// A connection to the guest's own workload.
+pub(crate) fn connect(lab: &Lab, port: u16) -> Guest {
+    let end = Instant::now() + STARTUP;
+    loop {
+        match lab.network().client.enter(|| TcpStream::connect((Site::FIRST.address(), port))).unwrap() {
+            Ok(stream) => return Guest::new(stream).unwrap(),
+            Err(error) => assert!(Instant::now() < end, "nothing is there on port {port}: {error}"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A client of the guest's own workload, or of another program there that talks in lines.
-pub(crate) struct Workload(BufReader<TcpStream>);
+pub(crate) struct Workload(Guest);
 
 impl Workload {
     pub(crate) fn connect(lab: &Lab) -> Workload {
-        Workload::on_port(lab, 7777)
+        Workload::on_port(lab, PORT)
     }
 
     pub(crate) fn on_port(lab: &Lab, port: u16) -> Workload {
-        let end = Instant::now() + STARTUP;
-        loop {
-            match lab.network().client.enter(|| TcpStream::connect((Site::FIRST.address(), port))).unwrap() {
-                Ok(stream) => {
-                    stream.set_read_timeout(Some(LIMIT)).unwrap();
-                    return Workload(BufReader::new(stream));
-                }
-                Err(error) => assert!(Instant::now() < end, "nothing is there on port {port}: {error}"),
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+        Workload(connect(lab, port))
     }
 
     /// Whether some of the next answer is here.
     pub(crate) fn is_answered(&self) -> bool {
-        let stream = self.0.get_ref();
-        stream.set_nonblocking(true).unwrap();
-        let peeked = stream.peek(&mut [0]).is_ok();
-        stream.set_nonblocking(false).unwrap();
-        peeked
+        self.0.is_answered().unwrap()
     }
 
     pub(crate) fn send(&mut self, request: &str) {
-        self.0.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+        self.0.send(request).unwrap();
     }
 
     /// Asks, and answers the number in the answer, which must begin with `word`.
@@ -151,16 +154,13 @@ impl Workload {
     /// Asks, and answers the whole answer.
     pub(crate) fn line(&mut self, request: &str) -> String {
         self.send(request);
-        let mut line = String::new();
-        self.0.read_line(&mut line).unwrap();
-        line
+        self.0.line().unwrap()
     }
 
     /// The number in the next answer, which must begin with `word`.
     #[track_caller]
     pub(crate) fn answer(&mut self, word: &str) -> u64 {
-        let mut line = String::new();
-        self.0.read_line(&mut line).unwrap();
+        let line = self.0.line().unwrap();
         let number = line.strip_prefix(word).and_then(|rest| rest.trim().parse().ok());
         number.unwrap_or_else(|| panic!("the guest says {line:?}"))
     }

@@ -14,3 +14,4 @@ mod pairs;
 mod pressure;
 mod recording;
 mod roles;
+mod workloads;

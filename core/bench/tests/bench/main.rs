@@ -1,0 +1,4 @@
+//! What is measured, is.
+
+mod disk;
+mod transport;
