@@ -160,6 +160,11 @@ pub struct LoadFigures {
     pub standby_us_per_mib: f64,
 }
 
+/// Whether [`measure`] can make disks of a plugin.
+pub fn takes_image(plugin: &str) -> bool {
+    pair::takes_image(plugin)
+}
+
 /// Measures a plugin on images in temporary directories. Blocks; any user may.
 pub fn measure(plugin: &str, options: &Options) -> Result<Figures, BenchError> {
     let dir = tempdir().map_err(BenchError::Directory)?;

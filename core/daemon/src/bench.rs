@@ -133,7 +133,12 @@ fn or_all(plugins: Vec<String>, kind: Kind) -> Vec<String> {
 
 fn disks(plugin: Vec<String>, options: &disk::Options, json: bool) -> Exit {
     let mut exit = Exit::Done;
+    let all = plugin.is_empty();
     for plugin in or_all(plugin, Kind::Disk) {
+        if all && !disk::takes_image(&plugin) {
+            tell(format_args!("{plugin} is not measured here: it is not made of an image alone"));
+            continue;
+        }
         match disk::measure(&plugin, options) {
             Ok(figures) if json => print(serde_json::to_string(&figures).unwrap_or_else(|e| e.to_string())),
             Ok(figures) => tell_disk(&figures),

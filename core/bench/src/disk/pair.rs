@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Time between two epochs under load.
 const INTERVAL: Duration = Duration::from_millis(25);
+/// A disk's table.
+const IMAGE: &str = "image = 'disk.img'";
 /// How long what is due may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -244,6 +246,11 @@ fn follow(disk: &mut dyn Disk, staged: &Receiver<Option<Epoch>>, tell: &Sender<E
     }
 }
 
+/// Whether a plugin makes a disk of an image alone.
+pub(super) fn takes_image(plugin: &str) -> bool {
+    aventine_registry::find(Kind::Disk, plugin).is_some_and(|entry| (entry.validate)(IMAGE).is_ok())
+}
+
 fn make(
     plugin: &str,
     side: Side,
@@ -260,6 +267,6 @@ fn make(
     std::fs::create_dir_all(&dir).map_err(BenchError::Directory)?;
     let (state_dir, config_dir) = (dir.clone(), dir);
     let context = Context { guest: "bench".into(), id: name.into(), side, state_dir, config_dir, host };
-    let text = if cached { "image = 'disk.img'\ndirect = false" } else { "image = 'disk.img'" };
-    make(text, context).map_err(|e| BenchError::Plugin(plugin.to_owned(), "being set up", e))
+    let text = if cached { format!("{IMAGE}\ndirect = false") } else { IMAGE.to_owned() };
+    make(&text, context).map_err(|e| BenchError::Plugin(plugin.to_owned(), "being set up", e))
 }
