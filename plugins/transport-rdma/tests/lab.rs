@@ -1,0 +1,33 @@
+//! The transport on soft-RoCE, in the lab.
+
+#[path = "../testing/bench.rs"]
+mod bench;
+#[path = "../testing/fabric.rs"]
+mod fabric;
+#[path = "../../transport-tcp/testing/keys.rs"]
+mod keys;
+
+use aventine_transport_rdma as _;
+
+mod conformance {
+    use aventine_conformance::form::Native;
+
+    type Bench = crate::bench::Hosts<Native>;
+
+    #[test]
+    fn every_rule_holds_in_the_lab() {
+        crate::fabric::unpacked();
+        aventine_lab::inside(|| {
+            crate::fabric::start();
+            for rule in aventine_conformance::transport::rules::<Bench>() {
+                rule.check(module_path!()).unwrap_or_else(|violation| panic!("{violation}"));
+            }
+        });
+    }
+
+    #[test]
+    #[ignore = "started by a_killed_standby_is_lost and a_killed_primary_is_lost"]
+    fn peer_that_crashes() {
+        aventine_conformance::transport::peer::<Bench>();
+    }
+}
