@@ -24,7 +24,6 @@ mod codec_raw;
 mod command;
 #[path = "../../arbiter-etcd/testing/bench.rs"]
 mod etcd;
-#[expect(dead_code, reason = "the plugin's own tests use more of it")]
 #[path = "../../transport-rdma/testing/fabric.rs"]
 mod fabric;
 #[path = "../../policy-fixed/testing/bench.rs"]
@@ -33,7 +32,6 @@ mod fixed;
 mod keys;
 #[path = "../../arbiter-manual/testing/bench.rs"]
 mod manual;
-#[expect(dead_code, reason = "the plugin's own tests use more of it")]
 #[path = "../../transport-rdma/testing/bench.rs"]
 mod rdma;
 #[path = "../../arbiter-shared-file/testing/bench.rs"]

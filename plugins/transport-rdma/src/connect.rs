@@ -52,6 +52,8 @@ pub(crate) enum ConnectError {
     Event { step: &'static str, address: SocketAddr, said: &'static str, status: i32 },
     #[error("The queue pair for {address} could not be made")]
     Make { address: SocketAddr, source: MakeError },
+    #[error("The kernel's RDMA connection manager cannot be used; load it with: modprobe rdma_ucm")]
+    Manager(#[source] io::Error),
     #[error("Could not wait for the other host")]
     Wait(#[source] io::Error),
 }
@@ -170,7 +172,7 @@ pub(crate) fn dial(
 ) -> Result<Endpoint, ConnectError> {
     const CONNECT: &str = "connect to";
     let (way, manager) = (Way { libraries, address: to }, &libraries.manager);
-    let events = Events::new(libraries).map_err(ConnectError::Wait)?;
+    let events = Events::new(libraries).map_err(ConnectError::Manager)?;
     let id = Id::new(libraries, &events).map_err(|source| ConnectError::Step {
         step: CONNECT,
         address: to,
@@ -210,7 +212,7 @@ impl Door {
         const LISTEN: &str = "listen at";
         let way = Way { libraries, address: (at, 0).into() };
         let (manager, mut address) = (&libraries.manager, way.address);
-        let events = Events::new(libraries).map_err(ConnectError::Wait)?;
+        let events = Events::new(libraries).map_err(ConnectError::Manager)?;
         let id = Id::new(libraries, &events).map_err(|source| ConnectError::Step {
             step: LISTEN,
             address,

@@ -45,7 +45,9 @@ impl From<OpenError> for PluginError {
             OpenError::Wrong { .. } => ErrorCode::Refused,
             OpenError::System { .. } => ErrorCode::Io,
             OpenError::Connect { source, .. } => match source {
-                ConnectError::NoDevice(_) | ConnectError::Make { .. } => ErrorCode::Unavailable,
+                ConnectError::NoDevice(_) | ConnectError::Manager(_) | ConnectError::Make { .. } => {
+                    ErrorCode::Unavailable
+                }
                 ConnectError::Step { .. } | ConnectError::Wait(_) => ErrorCode::Io,
                 ConnectError::Late => ErrorCode::TimedOut,
                 ConnectError::Aborted | ConnectError::Left | ConnectError::Event { .. } => {
