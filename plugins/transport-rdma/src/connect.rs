@@ -25,9 +25,13 @@ use std::time::{Duration, Instant};
 
 /// Longest time for the kernel to find an address or a route, in milliseconds.
 const RESOLVE: i32 = 5000;
-/// How often the device repeats a packet that nobody confirms, and one that the other side has no request for, before it takes
-/// the other side for lost.
-const REPEATS: u8 = 7;
+/// A device repeats what nobody confirms so often before it takes the other side for lost. Not seven times, which soft-RoCE takes
+/// for ever.
+const REPEATS: u8 = 6;
+/// It does so after 4.096 us × 2^17, half a second; hardware may take up to four times as long. The engine's detection does not
+/// wait for it.
+const PATIENCE: u8 = 17;
+/// The same for what the other side has no request for, which the accounts exclude.
 const NOT_READY: u8 = 6;
 /// Connections that may wait to be looked at; the others are refused by the kernel.
 const BACKLOG: i32 = 8;
@@ -52,10 +56,20 @@ pub(crate) enum ConnectError {
     Event { step: &'static str, address: SocketAddr, said: &'static str, status: i32 },
     #[error("The queue pair for {address} could not be made")]
     Make { address: SocketAddr, source: MakeError },
+    #[error("This host has no RDMA device; `rdma link` shows them")]
+    NoDevices,
     #[error("The kernel's RDMA connection manager cannot be used; load it with: modprobe rdma_ucm")]
     Manager(#[source] io::Error),
     #[error("Could not wait for the other host")]
     Wait(#[source] io::Error),
+}
+
+/// Why the connection manager does not even say what happens.
+fn unmanaged(error: io::Error) -> ConnectError {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NODEV) => ConnectError::NoDevices,
+        _ => ConnectError::Manager(error),
+    }
 }
 
 /// What ends a wait.
@@ -172,7 +186,7 @@ pub(crate) fn dial(
 ) -> Result<Endpoint, ConnectError> {
     const CONNECT: &str = "connect to";
     let (way, manager) = (Way { libraries, address: to }, &libraries.manager);
-    let events = Events::new(libraries).map_err(ConnectError::Manager)?;
+    let events = Events::new(libraries).map_err(unmanaged)?;
     let id = Id::new(libraries, &events).map_err(|source| ConnectError::Step {
         step: CONNECT,
         address: to,
@@ -185,6 +199,7 @@ pub(crate) fn dial(
     way.step(FIND, unsafe { (manager.rdma_resolve_addr)(raw, ptr::null_mut(), address, RESOLVE) })?;
     way.expect(watch, &events, event::ADDR_RESOLVED, FIND)?;
     const ROUTE: &str = "find a route to";
+    id.repeat_after(PATIENCE).map_err(|source| ConnectError::Step { step: ROUTE, address: to, source })?;
     // SAFETY: the connection is there.
     way.step(ROUTE, unsafe { (manager.rdma_resolve_route)(raw, RESOLVE) })?;
     way.expect(watch, &events, event::ROUTE_RESOLVED, ROUTE)?;
@@ -212,7 +227,7 @@ impl Door {
         const LISTEN: &str = "listen at";
         let way = Way { libraries, address: (at, 0).into() };
         let (manager, mut address) = (&libraries.manager, way.address);
-        let events = Events::new(libraries).map_err(ConnectError::Manager)?;
+        let events = Events::new(libraries).map_err(unmanaged)?;
         let id = Id::new(libraries, &events).map_err(|source| ConnectError::Step {
             step: LISTEN,
             address,
@@ -253,6 +268,7 @@ impl Door {
         let id = self.wait_for(watch, ticket)?;
         let events = Events::new(self.libraries).map_err(failed)?;
         id.move_to(&events).map_err(failed)?;
+        id.repeat_after(PATIENCE).map_err(failed)?;
         let mut endpoint = way.made(Endpoint::new(self.libraries, events, id, purpose, len))?;
         let mut parameters = parameters(&[]);
         // SAFETY: the parameters are copied.

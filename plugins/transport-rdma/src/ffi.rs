@@ -190,6 +190,10 @@ pub(crate) struct CmEvent {
 /// `RDMA_PS_TCP`: reliable connections.
 pub(crate) const PS_TCP: c_uint = 0x0106;
 
+/// `RDMA_OPTION_ID`, and of these `RDMA_OPTION_ID_ACK_TIMEOUT`: a byte.
+pub(crate) const OPTION_ID: c_int = 0;
+pub(crate) const OPTION_ID_ACK_TIMEOUT: c_int = 3;
+
 /// `rdma_cm_event_type`.
 pub(crate) mod event {
     use std::ffi::c_uint;
@@ -253,6 +257,7 @@ functions! {
         rdma_destroy_event_channel(*mut EventChannel);
         rdma_create_id(*mut EventChannel, *mut *mut CmId, *mut c_void, c_uint) -> c_int;
         rdma_destroy_id(*mut CmId) -> c_int;
+        rdma_set_option(*mut CmId, c_int, c_int, *mut c_void, usize) -> c_int;
         rdma_migrate_id(*mut CmId, *mut EventChannel) -> c_int;
         rdma_bind_addr(*mut CmId, *mut SockAddr) -> c_int;
         rdma_listen(*mut CmId, c_int) -> c_int;
@@ -354,7 +359,7 @@ mod tests {
     }
 
     /// Names in C, and what is taken for their values.
-    const VALUES: [(&str, i64); 15] = [
+    const VALUES: [(&str, i64); 17] = [
         ("IBV_QPT_RC", QPT_RC as i64),
         ("IBV_WR_RDMA_WRITE_WITH_IMM", WR_RDMA_WRITE_WITH_IMM as i64),
         ("IBV_SEND_SIGNALED", SEND_SIGNALED as i64),
@@ -363,6 +368,8 @@ mod tests {
         ("IBV_WC_SUCCESS", WC_SUCCESS as i64),
         ("IBV_WC_RECV_RDMA_WITH_IMM", WC_RECV_RDMA_WITH_IMM as i64),
         ("RDMA_PS_TCP", PS_TCP as i64),
+        ("RDMA_OPTION_ID", OPTION_ID as i64),
+        ("RDMA_OPTION_ID_ACK_TIMEOUT", OPTION_ID_ACK_TIMEOUT as i64),
         ("RDMA_CM_EVENT_ADDR_RESOLVED", event::ADDR_RESOLVED as i64),
         ("RDMA_CM_EVENT_ROUTE_RESOLVED", event::ROUTE_RESOLVED as i64),
         ("RDMA_CM_EVENT_CONNECT_REQUEST", event::CONNECT_REQUEST as i64),

@@ -45,9 +45,10 @@ impl From<OpenError> for PluginError {
             OpenError::Wrong { .. } => ErrorCode::Refused,
             OpenError::System { .. } => ErrorCode::Io,
             OpenError::Connect { source, .. } => match source {
-                ConnectError::NoDevice(_) | ConnectError::Manager(_) | ConnectError::Make { .. } => {
-                    ErrorCode::Unavailable
-                }
+                ConnectError::NoDevice(_)
+                | ConnectError::NoDevices
+                | ConnectError::Manager(_)
+                | ConnectError::Make { .. } => ErrorCode::Unavailable,
                 ConnectError::Step { .. } | ConnectError::Wait(_) => ErrorCode::Io,
                 ConnectError::Late => ErrorCode::TimedOut,
                 ConnectError::Aborted | ConnectError::Left | ConnectError::Event { .. } => {

@@ -2,7 +2,7 @@
 
 use crate::ffi::{
     ACCESS_LOCAL_WRITE, ACCESS_REMOTE_WRITE, CmEvent, CmId, CompChannel, Context, Cq, EventChannel, Mr,
-    PS_TCP, Pd,
+    OPTION_ID, OPTION_ID_ACK_TIMEOUT, PS_TCP, Pd,
 };
 use crate::library::Libraries;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -141,6 +141,16 @@ impl Id {
     pub(crate) fn move_to(&self, events: &Events) -> io::Result<()> {
         // SAFETY: both are alive.
         done(unsafe { (self.libraries.manager.rdma_migrate_id)(self.raw.as_ptr(), events.channel.as_ptr()) })
+    }
+
+    /// How long its queue pair waits for a confirmation before it repeats: 4.096 us, `doubled` so often. To be said before a
+    /// route is looked for, or the connection accepted.
+    pub(crate) fn repeat_after(&self, mut doubled: u8) -> io::Result<()> {
+        let (id, value) = (self.raw.as_ptr(), (&raw mut doubled).cast());
+        // SAFETY: the option is one byte, and copied.
+        done(unsafe {
+            (self.libraries.manager.rdma_set_option)(id, OPTION_ID, OPTION_ID_ACK_TIMEOUT, value, 1)
+        })
     }
 
     /// The device that it was found to go by.

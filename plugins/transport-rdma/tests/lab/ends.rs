@@ -5,9 +5,7 @@
 //! is its tag, which what it says later begins with.
 
 use crate::bench::Hosts;
-use aventine_api::{
-    Channel, ChannelRx, Link, LinkAbort, Listener, PAGE_SIZE, PluginError, Side, Transport,
-};
+use aventine_api::{Channel, ChannelRx, Link, LinkAbort, Listener, PAGE_SIZE, PluginError, Side, Transport};
 use aventine_conformance::form::Native;
 use aventine_conformance::transport::TransportBench;
 use std::collections::HashMap;
@@ -26,7 +24,7 @@ pub(crate) const CONFIG: &str = "AVENTINE_RDMA_CONFIG";
 
 /// Pages of checkpoint `number`: a few, now and then a megabyte.
 fn pages_of(number: u64) -> u64 {
-    if number % 500 == 7 { 256 } else { number.wrapping_mul(0x9e37_79b9) >> 7 & 3 }
+    if number % 1000 == 7 { 256 } else { (number.wrapping_mul(0x9e37_79b9) >> 7) % 3 }
 }
 
 /// Fills pages so that no two are alike.

@@ -24,7 +24,7 @@ fn measure(pair: &Pair, program: &str) -> Vec<f64> {
     let [a, b] = pair.lab.hosts.as_slice() else { unreachable!() };
     let line = format!("{program} -d rxe0 -x 1 -F");
     let mut server = Command::new("sh");
-    server.args(["-c", &line]);
+    server.args(["-c", &format!("stdbuf -oL {line}")]);
     let mut server = b.spawn(&server).unwrap();
     server.wait_for("Waiting for client").unwrap();
     let output = ok(a, &format!("{line} {}", b.address()));

@@ -213,6 +213,6 @@ fn a_host_without_an_rdma_device_is_told_so() {
     say(&ends.primary, "open control");
     say(&ends.standby, "open control");
     ends.standby.wait_for(": Unavailable Channel control was not opened").unwrap();
-    ends.standby.wait_for("10.9.0.11 belongs to no RDMA device of this host").unwrap();
+    ends.standby.wait_for("This host has no RDMA device; `rdma link` shows them").unwrap();
     ends.primary.wait_for(": PeerLost Channel control was not opened").unwrap();
 }
