@@ -1,4 +1,5 @@
 //! Soft-RoCE: an RDMA device over a lab host's Ethernet, and the packages that it takes.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use aventine_lab::{chain, packages};
 use std::path::PathBuf;
@@ -13,19 +14,19 @@ pub(crate) fn unpacked() -> PathBuf {
     packages::unpacked("rdma", &PACKAGES).unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
-/// The shell's lines that make eth0 of a lab host an RDMA device.
-pub(crate) fn lines() -> String {
+/// The shell's lines that make a lab host's network `device` an RDMA device.
+pub(crate) fn lines(device: &str) -> String {
     let root = unpacked();
     let root = root.display();
     format!(
         "for part in lib usr etc; do [ ! -d {root}/$part ] || cp -r {root}/$part/. /$part/; done
          modprobe -a crc32_generic rdma_rxe ib_uverbs rdma_ucm
-         rdma link add rxe0 type rxe netdev eth0"
+         rdma link add rxe0 type rxe netdev {device}"
     )
 }
 
 /// Makes this lab host's eth0 an RDMA device.
 pub(crate) fn start() {
-    let output = Command::new("sh").args(["-e", "-c", &lines()]).output().unwrap();
+    let output = Command::new("sh").args(["-e", "-c", &lines("eth0")]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -23,7 +23,7 @@ pub(crate) fn ok(host: &Host, line: &str) -> String {
 
 impl Pair {
     pub(crate) fn start() -> Pair {
-        let lines = fabric::lines();
+        let lines = fabric::lines("eth0");
         let lab = Lab::start(2).unwrap_or_else(|error| panic!("{}", chain(&error)));
         lab.hosts.iter().for_each(|host| drop(ok(host, &lines)));
         let keys = Keys::new();
