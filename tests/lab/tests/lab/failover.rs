@@ -191,10 +191,11 @@ fn a_guest_held_at_the_bridges_port_survives_its_host() {
 #[test]
 fn a_guest_whose_pages_go_by_rdma_survives_its_host() {
     let fabric = crate::fabric::lines("br0");
-    let keys = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
     let mut make = Command::new(given("AVENTINE_PROGRAM"));
-    run::output(make.arg("keys").arg(keys.path()).args(["--node", "lab0", "--node", "lab1"])).unwrap();
-    let file = |name: &str| keys.path().join(name).display().to_string();
+    run::output(make.arg("keys").arg(&keys).args(["--node", "lab0", "--node", "lab1"])).unwrap();
+    let file = |name: &str| keys.join(name).display().to_string();
     let tls = format!(
         "{{ ca = {:?}, cert = {:?}, key = {:?} }}",
         file("ca.pem"),
