@@ -13,7 +13,7 @@ use {
     aventine_arbiter_command as _, aventine_arbiter_etcd as _, aventine_arbiter_manual as _,
     aventine_arbiter_shared_file as _, aventine_codec_raw as _, aventine_network_ifb as _,
     aventine_network_plug as _, aventine_network_userspace as _, aventine_policy_fixed as _,
-    aventine_transport_file as _, aventine_transport_tcp as _,
+    aventine_transport_file as _, aventine_transport_rdma as _, aventine_transport_tcp as _,
 };
 
 #[path = "../../arbiter-etcd/testing/cluster.rs"]
@@ -24,12 +24,16 @@ mod codec_raw;
 mod command;
 #[path = "../../arbiter-etcd/testing/bench.rs"]
 mod etcd;
+#[path = "../../transport-rdma/testing/fabric.rs"]
+mod fabric;
 #[path = "../../policy-fixed/testing/bench.rs"]
 mod fixed;
 #[path = "../../transport-tcp/testing/keys.rs"]
 mod keys;
 #[path = "../../arbiter-manual/testing/bench.rs"]
 mod manual;
+#[path = "../../transport-rdma/testing/bench.rs"]
+mod rdma;
 #[path = "../../arbiter-shared-file/testing/bench.rs"]
 mod shared_file;
 #[expect(dead_code, reason = "the plugins' own tests use more of it")]
@@ -179,6 +183,34 @@ in_the_lab! {
     loaded_network_plug = Loaded, true;
     loaded_network_ifb = Loaded, false;
 }
+
+/// Transport `rdma`, which takes a kernel with an RDMA device.
+macro_rules! rdma_in_the_lab {
+    ($($module:ident = $form:ident),*) => {$(
+        mod $module {
+            type Bench = crate::rdma::Hosts<crate::$form>;
+
+            #[test]
+            fn every_rule_holds_in_the_lab() {
+                crate::fabric::unpacked();
+                aventine_lab::inside(|| {
+                    crate::fabric::start();
+                    for rule in aventine_conformance::transport::rules::<Bench>() {
+                        rule.check(module_path!()).unwrap_or_else(|violation| panic!("{violation}"));
+                    }
+                });
+            }
+
+            #[test]
+            #[ignore = "started by a_killed_standby_is_lost and a_killed_primary_is_lost"]
+            fn peer_that_crashes() {
+                aventine_conformance::transport::peer::<Bench>();
+            }
+        }
+    )*};
+}
+
+rdma_in_the_lab!(adapted_transport_rdma = Adapted, loaded_transport_rdma = Loaded);
 
 /// What makes the two forms others than the native one: the code that is called.
 #[test]

@@ -1,54 +1,62 @@
-//! The Ethernet between the hosts: a hub in the test's own process.
+//! The Ethernet between the hosts: a switch in the test's own process, which floods.
 //!
 //! ```text
-//! QEMU 0 ─ frames ─► thread 0 ─► every other QEMU        a frame: length (4 bytes, big-endian), then the frame
+//! QEMU 0 ─ frames ─► thread 0 ─┬─ queue 1 ─► thread ─► QEMU 1        a frame: length (4 bytes, big-endian), then the frame
+//!                              └─ queue 2 ─► thread ─► QEMU 2
 //! ```
-//! A host that does not take its frames loses them, as at a switch whose queue is full: whoever sends never waits for it.
-//! A thread ends with its host.
+//! A host that does not take its frames loses them, as at a switch whose queue is full: whoever sends never waits for it. A
+//! queue holds more than what soft-RoCE has under way, which knows no congestion. A thread ends with its host.
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 /// Longest frame that QEMU sends.
 const LONGEST: usize = 68 << 10;
+/// Frames in a queue.
+const QUEUE: usize = 2048;
 
 /// Joins the ends that the hosts' QEMUs do not hold.
 pub(crate) fn join(ends: Vec<UnixStream>) -> io::Result<()> {
-    let copies = ends.iter().map(|end| end.try_clone().map(Mutex::new)).collect::<io::Result<Vec<_>>>()?;
-    let copies = Arc::new(copies);
+    let mut queues = Vec::new();
+    for (number, end) in ends.iter().enumerate() {
+        let (queue, frames) = sync_channel(QUEUE);
+        let end = end.try_clone()?;
+        start(format!("lab{number} in"), move || deliver(end, &frames))?;
+        queues.push(queue);
+    }
     for (own, end) in ends.into_iter().enumerate() {
-        let copies = Arc::clone(&copies);
-        thread::Builder::new().name(format!("lab{own} eth0")).spawn(move || {
-            // The host has ended.
-            let _ = forward(end, own, &copies);
-        })?;
+        let mut others = queues.clone();
+        others.remove(own);
+        start(format!("lab{own} out"), move || forward(end, &others))?;
     }
     Ok(())
 }
 
-fn forward(mut from: UnixStream, own: usize, ends: &[Mutex<UnixStream>]) -> io::Result<()> {
-    let mut frame = vec![0; 4 + LONGEST];
+fn start(name: String, work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    // It fails once the host has ended.
+    thread::Builder::new().name(name).spawn(|| drop(work())).map(drop)
+}
+
+fn forward(mut from: UnixStream, others: &[SyncSender<Vec<u8>>]) -> io::Result<()> {
     loop {
-        from.read_exact(&mut frame[..4])?;
-        let length = u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]) as usize;
-        let whole = frame.get_mut(..4 + length).ok_or(io::ErrorKind::InvalidData)?;
-        from.read_exact(&mut whole[4..])?;
-        for (_, end) in ends.iter().enumerate().filter(|(at, _)| *at != own) {
-            let mut end = end.lock().unwrap_or_else(PoisonError::into_inner);
-            if has_room(&end) {
-                // A host that has ended takes no frames.
-                let _ = end.write_all(whole);
-            }
+        let mut length = [0; 4];
+        from.read_exact(&mut length)?;
+        let mut frame = length.to_vec();
+        let length = u32::from_be_bytes(length) as usize;
+        if length > LONGEST {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        frame.resize(4 + length, 0);
+        from.read_exact(&mut frame[4..])?;
+        for other in others {
+            // Full, or a host that has ended.
+            let _ = other.try_send(frame.clone());
         }
     }
 }
 
-/// A socket that polls as writable has three quarters of its buffer free: more than a frame takes.
-fn has_room(end: &UnixStream) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut polled = [PollFd::new(end, PollFlags::OUT)];
-    poll(&mut polled, Some(&now)).is_ok_and(|_| polled[0].revents().contains(PollFlags::OUT))
+fn deliver(mut to: UnixStream, frames: &Receiver<Vec<u8>>) -> io::Result<()> {
+    frames.iter().try_for_each(|frame| to.write_all(&frame))
 }

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| aventine_transport_tcp::fuzz::greeting(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| aventine_transport_common::fuzz::greeting(data));

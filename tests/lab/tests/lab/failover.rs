@@ -9,7 +9,7 @@ use crate::lab;
 use crate::nested::{given, ok};
 use aventine_demo::checker::{self, Load, Outcome};
 use aventine_demo::network::Namespace;
-use aventine_lab::{Host, Lab, Process};
+use aventine_lab::{Host, Lab, Process, run};
 use rustix::net::{AddressFamily, Protocol, SocketType};
 use std::fs::File;
 use std::io::{Read, stdin};
@@ -22,6 +22,14 @@ const GUEST: &str = "10.9.0.50";
 const MAC: &str = "52:54:00:a7:e0:01";
 /// Longest that anything may take: these machines are slow.
 const LIMIT: Duration = Duration::from_secs(240);
+/// One TCP connection for each channel.
+const TCP: &str = "
+[transport]
+plugin = \"tcp\"
+listen = \"0.0.0.0:7400\"
+peer = [\"10.9.0.10:7400\", \"10.9.0.11:7400\"]
+unsafe_plaintext = true
+";
 /// Answers that show that the client is served.
 const SERVED: u64 = 100;
 
@@ -74,7 +82,7 @@ fn observer() {
 }
 
 /// A host with a bridge for the guest's tap, and a configuration.
-fn prepare(host: &Host, network: &str) {
+fn prepare(host: &Host, network: &str, transport: &str) {
     let address = host.address();
     ok(host, "modprobe -a kvm_amd tun bridge");
     let lines = format!(
@@ -104,11 +112,7 @@ command = [
 id = "net0"
 {network}
 
-[transport]
-plugin = "tcp"
-listen = "0.0.0.0:7400"
-peer = ["10.9.0.10:7400", "10.9.0.11:7400"]
-unsafe_plaintext = true
+{transport}
 
 [policy]
 plugin = "fixed"
@@ -142,11 +146,14 @@ fn arbiter(host: &Host) -> Process<'_> {
 }
 
 /// Protects a guest, loses its host, and lets the client say what it has lost.
-fn fail_over(network: &str) {
+fn fail_over(network: &str, transport: &str, device: impl Fn(&Host)) {
     let Lab { hosts } = lab(3);
     let [a, b, c] = hosts.as_slice() else { unreachable!() };
     let mut etcd = arbiter(c);
-    [a, b].iter().for_each(|host| prepare(host, network));
+    for host in [a, b] {
+        prepare(host, network, transport);
+        device(host);
+    }
     etcd.wait_for("ready to serve client requests").unwrap();
     let mut standby = aventine(b, "standby");
     standby.wait_for("waiting").unwrap();
@@ -168,15 +175,46 @@ fn fail_over(network: &str) {
 
 #[test]
 fn a_guest_held_in_this_process_survives_its_host() {
-    fail_over("plugin = \"userspace\"\nuplink = { tap = \"guest\" }");
+    fail_over("plugin = \"userspace\"\nuplink = { tap = \"guest\" }", TCP, |_| ());
 }
 
 #[test]
 fn a_guest_held_at_its_ingress_survives_its_host() {
-    fail_over("plugin = \"ifb\"\ndevice = \"guest\"");
+    fail_over("plugin = \"ifb\"\ndevice = \"guest\"", TCP, |_| ());
 }
 
 #[test]
 fn a_guest_held_at_the_bridges_port_survives_its_host() {
-    fail_over("plugin = \"plug\"\ndevice = \"guest\"");
+    fail_over("plugin = \"plug\"\ndevice = \"guest\"", TCP, |_| ());
+}
+
+#[test]
+fn a_guest_whose_pages_go_by_rdma_survives_its_host() {
+    let fabric = crate::fabric::lines("br0");
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let mut make = Command::new(given("AVENTINE_PROGRAM"));
+    run::output(make.arg("keys").arg(&keys).args(["--node", "lab0", "--node", "lab1"])).unwrap();
+    let file = |name: &str| keys.join(name).display().to_string();
+    let tls = format!(
+        "{{ ca = {:?}, cert = {:?}, key = {:?} }}",
+        file("ca.pem"),
+        file("lab0.pem"),
+        file("lab0.key")
+    );
+    let plugin = given("AVENTINE_SHARED_OBJECTS").join("libaventine_transport_rdma.so");
+    let transport = format!(
+        r#"
+[plugins]
+load = [{plugin:?}]
+
+[transport]
+plugin = "rdma"
+listen = "0.0.0.0:7400"
+peer = ["10.9.0.10:7400", "10.9.0.11:7400"]
+tls = {tls}
+unsafe_unencrypted_payload = true
+"#
+    );
+    fail_over("plugin = \"userspace\"\nuplink = { tap = \"guest\" }", &transport, |host| ok(host, &fabric));
 }

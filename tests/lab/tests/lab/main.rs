@@ -2,6 +2,8 @@
 
 mod bench;
 mod drbd;
+#[path = "../../../../plugins/transport-rdma/testing/fabric.rs"]
+mod fabric;
 mod failover;
 mod hosts;
 mod inside;

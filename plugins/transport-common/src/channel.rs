@@ -9,14 +9,14 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use socket2::SockRef;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, ErrorKind, IoSlice};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 /// The channel that the connection of a new link carries.
-pub(crate) const CONTROL: &str = "control";
+pub const CONTROL: &str = "control";
 
 /// Slices handed to the kernel in one call.
 const BATCH: usize = 256;
@@ -55,7 +55,7 @@ pub(crate) fn tune(conn: &mut Conn, name: &str) -> io::Result<()> {
 }
 
 /// What the channels of one link share: the way to end all of them.
-pub(crate) struct LinkState {
+pub struct LinkState {
     aborted: AtomicBool,
     /// Readable once aborted: wakes a dial that polls.
     wake: OwnedFd,
@@ -88,12 +88,13 @@ impl LinkState {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is_aborted(&self) -> bool {
+    /// Whether it was ended on this side.
+    pub fn is_aborted(&self) -> bool {
         self.aborted.load(Ordering::SeqCst)
     }
 
     /// Readable once the link is aborted.
-    pub(crate) fn wake(&self) -> BorrowedFd<'_> {
+    pub fn wake(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
 
@@ -160,7 +161,7 @@ impl LinkAbort for LinkState {
 }
 
 /// The sending end. Dropping it tells the other side that nothing more comes.
-pub(crate) struct Tx {
+pub struct Tx {
     conn: Arc<Conn>,
     link: Arc<LinkState>,
     /// Records on their way to the socket.
@@ -227,6 +228,13 @@ impl ChannelTx for Tx {
     }
 }
 
+impl Tx {
+    /// The channel's connection, for whatever does not read or write.
+    pub fn stream(&self) -> &TcpStream {
+        self.conn.stream()
+    }
+}
+
 impl Drop for Tx {
     fn drop(&mut self) {
         self.conn.finish();
@@ -234,7 +242,7 @@ impl Drop for Tx {
 }
 
 /// The receiving end.
-pub(crate) struct Rx {
+pub struct Rx {
     conn: Arc<Conn>,
     link: Arc<LinkState>,
     incoming: Incoming,

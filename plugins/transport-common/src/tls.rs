@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 /// The `tls` key, checked as far as that goes without looking at files.
 #[derive(Clone, Debug)]
-pub(crate) struct TlsFiles {
+pub struct TlsFiles {
     pub(crate) ca: PathBuf,
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
@@ -67,7 +67,7 @@ pub(crate) enum TlsError {
 
 /// Both roles of this host.
 #[derive(Clone, Debug)]
-pub(crate) struct Tls {
+pub struct Tls {
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
 }

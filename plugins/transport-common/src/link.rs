@@ -80,7 +80,7 @@ impl From<OpenError> for PluginError {
 }
 
 /// One relation between two hosts.
-pub(crate) struct TcpLink {
+pub struct TcpLink {
     state: Arc<LinkState>,
     peer: String,
     /// Primary: what its dials need.
@@ -138,12 +138,32 @@ impl TcpLink {
         Err(ConnectError::NoAnswer { peer: peers.join(" or "), limit, source: last })
     }
 
+    /// As [`Link::open`].
+    pub fn open_channel(
+        &self,
+        name: &str,
+        route: Option<&str>,
+        limit: Duration,
+    ) -> Result<(Tx, Rx), PluginError> {
+        Ok(self.open_named(name, route, limit)?)
+    }
+
+    /// Whether this side is the primary.
+    pub fn is_primary(&self) -> bool {
+        self.dialer.is_some()
+    }
+
+    /// What its channels share.
+    pub fn state(&self) -> &Arc<LinkState> {
+        &self.state
+    }
+
     /// Standby: the link of a primary that came from `from`.
     pub(crate) fn accepted(state: Arc<LinkState>, from: SocketAddr) -> TcpLink {
         TcpLink { state, peer: from.to_string(), dialer: None }
     }
 
-    fn open_channel(&self, name: &str, route: Option<&str>, limit: Duration) -> Result<(Tx, Rx), OpenError> {
+    fn open_named(&self, name: &str, route: Option<&str>, limit: Duration) -> Result<(Tx, Rx), OpenError> {
         let deadline = Instant::now() + limit;
         if !is_name(name) {
             return Err(OpenError::Name { name: name.to_owned() });

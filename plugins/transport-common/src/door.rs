@@ -33,7 +33,7 @@ const MAX_STRANGERS: usize = 64;
 const REST: Duration = Duration::from_millis(100);
 
 /// The listening end, until it is dropped.
-pub(crate) struct TcpListening {
+pub struct TcpListening {
     hall: Arc<Hall>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -73,13 +73,20 @@ fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     )
 }
 
-impl Listener for TcpListening {
-    fn accept(&mut self, limit: Duration) -> Result<Option<Box<dyn Link>>, PluginError> {
+impl TcpListening {
+    /// As [`Listener::accept`].
+    pub fn accept_link(&mut self, limit: Duration) -> Result<Option<TcpLink>, PluginError> {
         match self.hall.next(limit) {
-            Ok(Some((state, from))) => Ok(Some(Box::new(TcpLink::accepted(state, from)))),
+            Ok(Some((state, from))) => Ok(Some(TcpLink::accepted(state, from))),
             Ok(None) => Ok(None),
             Err(error) => Err(ListenError::Ended(error).into()),
         }
+    }
+}
+
+impl Listener for TcpListening {
+    fn accept(&mut self, limit: Duration) -> Result<Option<Box<dyn Link>>, PluginError> {
+        Ok(self.accept_link(limit)?.map(|link| Box::new(link) as Box<dyn Link>))
     }
 }
 

@@ -27,8 +27,10 @@ const RAW: usize = 256 << 10;
 
 /// How connections are made.
 #[derive(Clone, Debug)]
-pub(crate) enum Security {
+pub enum Security {
+    /// Not encrypted.
     Plaintext,
+    /// TLS 1.3, with certificates on both sides.
     Tls(Tls),
 }
 

@@ -1,0 +1,246 @@
+//! The two ends of a link on lab hosts, told line by line what to do.
+//!
+//! A checkpoint as these ends send it: number, count of pages and sum of the pages, 8 bytes each, then the pages; on `pages`. Its
+//! acknowledgement is its number, on `control`. Bulk is pages of which each begins and ends with its number. The last word of a line
+//! is its tag, which what it says later begins with.
+
+use crate::bench::Hosts;
+use aventine_api::{Channel, ChannelRx, Link, LinkAbort, Listener, PAGE_SIZE, PluginError, Side, Transport};
+use aventine_conformance::form::Native;
+use aventine_conformance::transport::TransportBench;
+use std::collections::HashMap;
+use std::io::stdin;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Longest that anything may take: these machines are slow.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Checkpoints that are not acknowledged.
+const IN_FLIGHT: u64 = 4;
+/// Names the configuration.
+pub(crate) const CONFIG: &str = "AVENTINE_RDMA_CONFIG";
+
+/// Pages of checkpoint `number`: a few, now and then a megabyte.
+fn pages_of(number: u64) -> u64 {
+    if number % 1000 == 7 { 256 } else { (number.wrapping_mul(0x9e37_79b9) >> 7) % 3 }
+}
+
+/// Fills pages so that no two are alike.
+fn fill(memory: &mut [u8], seed: u64) {
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    for word in memory.chunks_exact_mut(8) {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        word.copy_from_slice(&random.to_le_bytes());
+    }
+}
+
+fn word(rx: &mut dyn ChannelRx) -> Result<u64, PluginError> {
+    let mut bytes = [0; 8];
+    rx.recv(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+struct End {
+    transport: Box<dyn Transport>,
+    listener: Option<Box<dyn Listener>>,
+    link: Option<Box<dyn Link>>,
+    abort: Option<Arc<dyn LinkAbort>>,
+    channels: HashMap<String, Channel>,
+}
+
+impl End {
+    fn new(side: Side) -> End {
+        let transport = Hosts::<Native>::make(&std::env::var(CONFIG).unwrap(), side);
+        End { transport, listener: None, link: None, abort: None, channels: HashMap::new() }
+    }
+
+    fn take(&mut self, name: &str) -> Channel {
+        self.channels.remove(name).unwrap()
+    }
+
+    fn carry_out(&mut self, line: &str) -> Result<String, PluginError> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = || words[1].parse::<u64>().unwrap();
+        match words[0] {
+            "listen" => self.listener = Some(self.transport.listen(&[])?),
+            "accept" => self.link = self.listener.as_mut().unwrap().accept(LIMIT)?,
+            "connect" => self.link = Some(self.transport.connect(LIMIT)?),
+            "open" => {
+                let link = self.link.as_mut().unwrap();
+                self.abort = Some(link.aborter());
+                let channel = link.open(words[1], None, LIMIT)?;
+                self.channels.insert(words[1].to_owned(), channel);
+            }
+            "abort" => self.abort.as_ref().unwrap().abort(),
+            "drop" => {
+                self.channels.clear();
+                self.link = None;
+            }
+            "checkpoints" => return self.send_checkpoints(number()),
+            "verify" => return self.verify_checkpoints(number()),
+            "flood" => self.in_background(words[1], flood),
+            "drain" => self.in_background(words[1], drain),
+            "bulk" => return self.send_bulk(number()),
+            "sink" => return self.take_bulk(number()),
+            "ask" => return self.ask(number()),
+            "answer" => return self.answer(number()),
+            other => panic!("{other}?"),
+        }
+        Ok(String::new())
+    }
+
+    fn in_background(&mut self, tag: &str, work: fn(Channel, &str) -> Result<(), PluginError>) {
+        let (channel, tag) = (self.take("pages"), tag.to_owned());
+        thread::spawn(move || {
+            let ended = work(channel, &tag).unwrap_err();
+            println!("{tag} failed: {:?} {}", ended.code(), ended.chain());
+        });
+    }
+
+    fn send_checkpoints(&mut self, count: u64) -> Result<String, PluginError> {
+        let ((mut tx, _rx), (_tx, mut acknowledged)) = (self.take("pages"), self.take("control"));
+        let mut memory = vec![0; 256 * PAGE_SIZE];
+        for number in 0..count {
+            let data = &mut memory[..pages_of(number) as usize * PAGE_SIZE];
+            fill(data, number + 1);
+            let (data, sum) = (&*data, xxh3_64(data));
+            let head = [number, pages_of(number), sum].map(u64::to_le_bytes).concat();
+            let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(data.chunks(PAGE_SIZE)).collect();
+            tx.send(&parts)?;
+            if let Some(due) = number.checked_sub(IN_FLIGHT) {
+                assert_eq!(word(acknowledged.as_mut())?, due);
+            }
+            if number % 500 == 0 {
+                println!("sent {number}");
+            }
+        }
+        for due in count - IN_FLIGHT..count {
+            assert_eq!(word(acknowledged.as_mut())?, due);
+        }
+        Ok(format!("{count} acknowledged"))
+    }
+
+    fn verify_checkpoints(&mut self, count: u64) -> Result<String, PluginError> {
+        let ((_tx, mut rx), (mut acknowledge, _rx)) = (self.take("pages"), self.take("control"));
+        let mut memory = vec![0; 256 * PAGE_SIZE];
+        for due in 0..count {
+            let (number, pages, sum) = (word(rx.as_mut())?, word(rx.as_mut())?, word(rx.as_mut())?);
+            assert_eq!((number, pages), (due, pages_of(due)));
+            let data = &mut memory[..pages as usize * PAGE_SIZE];
+            rx.recv(data)?;
+            assert_eq!(xxh3_64(data), sum, "checkpoint {number} is damaged");
+            acknowledge.send(&[&number.to_le_bytes()])?;
+        }
+        Ok(format!("{count} whole"))
+    }
+
+    /// Sends `count` pages in batches of 256, as the engine does, and waits until they are there.
+    fn send_bulk(&mut self, count: u64) -> Result<String, PluginError> {
+        let (mut tx, mut rx) = self.take("pages");
+        let memory = vec![0xa5; 256 * PAGE_SIZE];
+        let parts: Vec<&[u8]> = memory.chunks(PAGE_SIZE).collect();
+        let begun = Instant::now();
+        for _ in 0..count / 256 {
+            tx.send(&parts)?;
+        }
+        word(rx.as_mut())?;
+        let took = begun.elapsed();
+        self.channels.insert("pages".to_owned(), (tx, rx));
+        Ok(format!("{:.3} MB/s", (count * PAGE_SIZE as u64) as f64 / took.as_secs_f64() / 1e6))
+    }
+
+    fn take_bulk(&mut self, count: u64) -> Result<String, PluginError> {
+        let (mut tx, mut rx) = self.take("pages");
+        let mut batch = vec![0; 256 * PAGE_SIZE];
+        for _ in 0..count / 256 {
+            rx.recv(&mut batch)?;
+        }
+        tx.send(&[&[0; 8]])?;
+        self.channels.insert("pages".to_owned(), (tx, rx));
+        Ok(String::new())
+    }
+
+    /// Sends a page and waits for its acknowledgement, `count` times.
+    fn ask(&mut self, count: u64) -> Result<String, PluginError> {
+        let ((mut tx, _rx), (_tx, mut rx)) = (self.take("pages"), self.take("control"));
+        let page = [0x5a; PAGE_SIZE];
+        let mut took = Vec::new();
+        for _ in 0..count {
+            let begun = Instant::now();
+            tx.send(&[&page])?;
+            word(rx.as_mut())?;
+            took.push(begun.elapsed());
+        }
+        took.sort();
+        let micros = |part: usize| took[took.len() * part / 100].as_secs_f64() * 1e6;
+        Ok(format!("p50 {:.1} us, p99 {:.1} us", micros(50), micros(99)))
+    }
+
+    fn answer(&mut self, count: u64) -> Result<String, PluginError> {
+        let ((_tx, mut rx), (mut tx, _rx)) = (self.take("pages"), self.take("control"));
+        let mut page = [0; PAGE_SIZE];
+        for _ in 0..count {
+            rx.recv(&mut page)?;
+            tx.send(&[&[0; 8]])?;
+        }
+        Ok(String::new())
+    }
+
+    fn obey(mut self) {
+        println!("here");
+        for line in stdin().lines().map(Result::unwrap) {
+            match self.carry_out(&line) {
+                Ok(said) => println!("did {line}: {said}."),
+                Err(error) => println!("no {line}: {:?} {}", error.code(), error.chain()),
+            }
+        }
+        drop(self);
+        println!("gone");
+    }
+}
+
+/// Sends pages until that fails.
+fn flood((mut tx, _rx): Channel, tag: &str) -> Result<(), PluginError> {
+    let mut batch = vec![0; 64 * PAGE_SIZE];
+    let mut number = 0u64;
+    loop {
+        for page in batch.chunks_exact_mut(PAGE_SIZE) {
+            page[..8].copy_from_slice(&number.to_le_bytes());
+            page[PAGE_SIZE - 8..].copy_from_slice(&number.to_le_bytes());
+            number += 1;
+        }
+        let parts: Vec<&[u8]> = batch.chunks(PAGE_SIZE).collect();
+        tx.send(&parts)?;
+        println!("{tag} sent {number}");
+    }
+}
+
+/// Takes what [`flood`] sends until that fails, and looks at each page.
+fn drain((_tx, mut rx): Channel, tag: &str) -> Result<(), PluginError> {
+    let mut page = vec![0; PAGE_SIZE];
+    for number in 0u64.. {
+        rx.recv(&mut page)?;
+        let (first, last) = (&page[..8], &page[PAGE_SIZE - 8..]);
+        assert!(first == number.to_le_bytes() && last == number.to_le_bytes(), "page {number} is damaged");
+        if number % 64 == 63 {
+            println!("{tag} took {}", number + 1);
+        }
+    }
+    unreachable!("there are not so many pages");
+}
+
+#[test]
+#[ignore = "an end of the other tests, on a lab host"]
+fn primary() {
+    End::new(Side::Primary).obey();
+}
+
+#[test]
+#[ignore = "an end of the other tests, on a lab host"]
+fn standby() {
+    End::new(Side::Standby).obey();
+}

@@ -1,0 +1,218 @@
+//! Two hosts with soft-RoCE, and what becomes of a link between them.
+
+use crate::ends::CONFIG;
+use crate::fabric;
+use crate::keys::Keys;
+use aventine_lab::{Host, Lab, Process, chain};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Two hosts, each with an RDMA device, and what their ends are told.
+pub(crate) struct Pair {
+    pub(crate) lab: Lab,
+    config: String,
+    _keys: Keys,
+}
+
+#[track_caller]
+pub(crate) fn ok(host: &Host, line: &str) -> String {
+    let output = host.run(Command::new("sh").args(["-e", "-c", line])).unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+impl Pair {
+    pub(crate) fn start() -> Pair {
+        let lines = fabric::lines("eth0");
+        let lab = Lab::start(2).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        lab.hosts.iter().for_each(|host| drop(ok(host, &lines)));
+        let keys = Keys::new();
+        let config = format!(
+            "listen = '{}:7400'\npeer = '{}:7400'\n{}\nunsafe_unencrypted_payload = true",
+            lab.hosts[1].address(),
+            lab.hosts[1].address(),
+            keys.node("node", |_| {})
+        );
+        Pair { lab, config, _keys: keys }
+    }
+
+    /// The words that start another test of this binary.
+    pub(crate) fn end_words(name: &str) -> Vec<String> {
+        let program = std::env::current_exe().unwrap().display().to_string();
+        let name = format!("ends::{name}");
+        [&program, "--exact", &name, "--ignored", "--nocapture", "--test-threads=1"].map(String::from).into()
+    }
+
+    fn end(&self, host: usize, words: &[String]) -> Process<'_> {
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).env(CONFIG, &self.config);
+        let mut end = self.lab.hosts[host].spawn(&command).unwrap();
+        end.wait_for("here\n").unwrap();
+        end
+    }
+
+    pub(crate) fn ends(&self) -> Ends<'_> {
+        let [primary, standby] = ["primary", "standby"].map(Pair::end_words);
+        let mut ends = Ends { primary: self.end(0, &primary), standby: self.end(1, &standby) };
+        tell(&mut ends.standby, "listen");
+        ends
+    }
+}
+
+/// Says a line, and does not wait; answers its tag.
+fn say(end: &Process<'_>, line: &str) -> String {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    let tag = format!("#{}", LAST.fetch_add(1, Ordering::SeqCst));
+    end.input().write(format!("{line} {tag}\n").as_bytes()).unwrap();
+    tag
+}
+
+#[track_caller]
+fn await_done(end: &mut Process<'_>, line: &str, tag: &str) {
+    end.wait_for(&format!("did {line} {tag}: ")).unwrap();
+}
+
+#[track_caller]
+fn tell(end: &mut Process<'_>, line: &str) -> String {
+    let tag = say(end, line);
+    await_done(end, line, &tag);
+    tag
+}
+
+/// Both ends, not yet linked.
+pub(crate) struct Ends<'h> {
+    pub(crate) primary: Process<'h>,
+    pub(crate) standby: Process<'h>,
+}
+
+impl Ends<'_> {
+    /// Links them, with these channels.
+    #[track_caller]
+    pub(crate) fn link(&mut self, channels: &[&str]) {
+        self.both("connect", "accept");
+        for name in channels {
+            let open = format!("open {name}");
+            self.both(&open, &open);
+        }
+    }
+
+    /// Has each do its part.
+    #[track_caller]
+    pub(crate) fn both(&mut self, primary: &str, standby: &str) {
+        let tag = say(&self.standby, standby);
+        tell(&mut self.primary, primary);
+        await_done(&mut self.standby, standby, &tag);
+    }
+
+    /// Pages are on their way, and some of them are there; answers the tags of who sends and who takes them.
+    #[track_caller]
+    fn flood(&mut self) -> (String, String) {
+        let (takes, sends) = (tell(&mut self.standby, "drain"), tell(&mut self.primary, "flood"));
+        self.standby.wait_for(&format!("{takes} took 1024\n")).unwrap();
+        (sends, takes)
+    }
+}
+
+#[test]
+fn ten_thousand_checkpoints_arrive_whole_though_the_cable_is_pulled_for_a_moment() {
+    let pair = Pair::start();
+    let mut ends = pair.ends();
+    ends.link(&["control", "pages"]);
+    say(&ends.standby, "verify 10000");
+    say(&ends.primary, "checkpoints 10000");
+    ends.primary.wait_for("sent 2000\n").unwrap();
+    let [a, b] = pair.lab.hosts.as_slice() else { unreachable!() };
+    b.link(false).unwrap();
+    let missed =
+        a.run(Command::new("sh").args(["-c", &format!("! ping -c 1 -w 1 {}", b.address())])).unwrap();
+    assert!(missed.status.success());
+    b.link(true).unwrap();
+    ends.primary.wait_for("10000 acknowledged").unwrap();
+    ends.standby.wait_for("10000 whole").unwrap();
+}
+
+#[test]
+fn a_primary_whose_standby_dies_in_a_page_write_is_told_so() {
+    let pair = Pair::start();
+    for power in [false, true] {
+        let mut ends = pair.ends();
+        ends.link(&["control", "pages"]);
+        let (sends, _) = ends.flood();
+        if power {
+            pair.lab.hosts[1].kill();
+        } else {
+            ends.standby.kill().unwrap();
+        }
+        ends.primary.wait_for(&format!("{sends} failed: PeerLost ")).unwrap();
+        tell(&mut ends.primary, "drop");
+    }
+}
+
+#[test]
+fn a_standby_whose_primary_dies_in_a_page_write_goes_on_without() {
+    let pair = Pair::start();
+    let mut ends = pair.ends();
+    ends.link(&["control", "pages"]);
+    let (_, takes) = ends.flood();
+    ends.primary.kill().unwrap();
+    ends.standby.wait_for(&format!("{takes} failed: PeerLost ")).unwrap();
+    tell(&mut ends.standby, "drop");
+
+    // The same listener, and a new process.
+    ends.primary = pair.end(0, &Pair::end_words("primary"));
+    ends.link(&["control", "pages"]);
+    let (_, takes) = ends.flood();
+    pair.lab.hosts[0].kill();
+    // Nothing tells of a host that has lost its power: the engine finds it out by its heartbeats, and ends the link.
+    tell(&mut ends.standby, "abort");
+    ends.standby.wait_for(&format!("{takes} failed: PeerLost The link was ended on this side")).unwrap();
+    tell(&mut ends.standby, "drop");
+}
+
+#[test]
+fn a_cable_that_stays_pulled_is_a_lost_peer_and_a_new_link_comes_with_it() {
+    let pair = Pair::start();
+    let mut ends = pair.ends();
+    ends.link(&["control", "pages"]);
+    let (sends, _) = ends.flood();
+    pair.lab.hosts[1].link(false).unwrap();
+    let lost = format!("{sends} failed: PeerLost The other host's memory is out of reach: ");
+    ends.primary.wait_for(&lost).unwrap();
+    tell(&mut ends.primary, "drop");
+    tell(&mut ends.standby, "abort");
+    tell(&mut ends.standby, "drop");
+    pair.lab.hosts[1].link(true).unwrap();
+    ends.link(&["control", "pages"]);
+    say(&ends.standby, "verify 100");
+    tell(&mut ends.primary, "checkpoints 100");
+}
+
+#[test]
+fn memory_that_must_not_be_locked_is_named() {
+    let pair = Pair::start();
+    let mut words =
+        ["prlimit", "--memlock=1000000", "setpriv", "--bounding-set=-ipc_lock"].map(String::from).to_vec();
+    words.extend(Pair::end_words("primary"));
+    let mut ends = pair.ends();
+    ends.primary = pair.end(0, &words);
+    ends.both("connect", "accept");
+    ends.both("open control", "open control");
+    say(&ends.standby, "open pages");
+    say(&ends.primary, "open pages");
+    ends.primary.wait_for(": Unavailable Channel pages was not opened").unwrap();
+    ends.primary.wait_for("Could not register 4194304 bytes of memory; the limit of locked memory").unwrap();
+    ends.standby.wait_for(": PeerLost Channel pages was not opened").unwrap();
+}
+
+#[test]
+fn a_host_without_an_rdma_device_is_told_so() {
+    let pair = Pair::start();
+    ok(&pair.lab.hosts[1], "rdma link delete rxe0");
+    let mut ends = pair.ends();
+    ends.both("connect", "accept");
+    say(&ends.primary, "open control");
+    say(&ends.standby, "open control");
+    ends.standby.wait_for(": Unavailable Channel control was not opened").unwrap();
+    ends.standby.wait_for("This host has no RDMA device; `rdma link` shows them").unwrap();
+    ends.primary.wait_for(": PeerLost Channel control was not opened").unwrap();
+}
