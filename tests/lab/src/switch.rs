@@ -9,38 +9,50 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// Longest frame that QEMU sends.
 const LONGEST: usize = 68 << 10;
 
-/// Joins the ends that the hosts' QEMUs do not hold.
-pub(crate) fn join(ends: Vec<UnixStream>) -> io::Result<()> {
-    let copies = ends.iter().map(|end| end.try_clone().map(Mutex::new)).collect::<io::Result<Vec<_>>>()?;
-    let copies = Arc::new(copies);
-    for (own, end) in ends.into_iter().enumerate() {
-        let copies = Arc::clone(&copies);
-        thread::Builder::new().name(format!("lab{own} eth0")).spawn(move || {
-            // The host has ended.
-            let _ = forward(end, own, &copies);
-        })?;
-    }
-    Ok(())
+/// Where the hosts are plugged in.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    ends: Vec<Mutex<Option<UnixStream>>>,
 }
 
-fn forward(mut from: UnixStream, own: usize, ends: &[Mutex<UnixStream>]) -> io::Result<()> {
-    let mut frame = vec![0; 4 + LONGEST];
-    loop {
-        from.read_exact(&mut frame[..4])?;
-        let length = u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]) as usize;
-        let whole = frame.get_mut(..4 + length).ok_or(io::ErrorKind::InvalidData)?;
-        from.read_exact(&mut whole[4..])?;
-        for (_, end) in ends.iter().enumerate().filter(|(at, _)| *at != own) {
-            let mut end = end.lock().unwrap_or_else(PoisonError::into_inner);
-            if has_room(&end) {
-                // A host that has ended takes no frames.
-                let _ = end.write_all(whole);
+impl Hub {
+    pub(crate) fn new(hosts: usize) -> Arc<Hub> {
+        Arc::new(Hub { ends: (0..hosts).map(|_| Mutex::default()).collect() })
+    }
+
+    /// Plugs a host in, by the end that its QEMU does not hold, in place of the QEMU that it had before.
+    pub(crate) fn join(self: &Arc<Hub>, own: usize, end: UnixStream) -> io::Result<()> {
+        *self.end(own) = Some(end.try_clone()?);
+        let hub = Arc::clone(self);
+        thread::Builder::new().name(format!("lab{own} eth0")).spawn(move || {
+            // The host has ended.
+            let _ = hub.forward(end, own);
+        })?;
+        Ok(())
+    }
+
+    fn end(&self, number: usize) -> MutexGuard<'_, Option<UnixStream>> {
+        self.ends[number].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forward(&self, mut from: UnixStream, own: usize) -> io::Result<()> {
+        let mut frame = vec![0; 4 + LONGEST];
+        loop {
+            from.read_exact(&mut frame[..4])?;
+            let length = u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]) as usize;
+            let whole = frame.get_mut(..4 + length).ok_or(io::ErrorKind::InvalidData)?;
+            from.read_exact(&mut whole[4..])?;
+            for number in (0..self.ends.len()).filter(|number| *number != own) {
+                if let Some(end) = self.end(number).as_mut().filter(|end| has_room(end)) {
+                    // A host that has ended takes no frames.
+                    let _ = end.write_all(whole);
+                }
             }
         }
     }

@@ -18,8 +18,10 @@ use std::process::Command;
 use std::time::Duration;
 
 /// On the hosts' network.
-const GUEST: &str = "10.9.0.50";
+pub(crate) const GUEST: &str = "10.9.0.50";
 const MAC: &str = "52:54:00:a7:e0:01";
+/// What the network is in tests of something else.
+pub(crate) const USERSPACE: &str = "plugin = \"userspace\"\nuplink = { tap = \"guest\" }";
 /// Longest that anything may take: these machines are slow.
 const LIMIT: Duration = Duration::from_secs(240);
 /// Answers that show that the client is served.
@@ -73,8 +75,8 @@ fn observer() {
     println!("a gratuitous ARP and an unsolicited neighbour advertisement");
 }
 
-/// A host with a bridge for the guest's tap, and a configuration.
-fn prepare(host: &Host, network: &str) {
+/// A host with a bridge for the guest's tap, and a configuration: the keys of a network and of disks, and the time between epochs.
+pub(crate) fn prepare(host: &Host, network: &str, disks: &[&str], interval: &str) {
     let address = host.address();
     ok(host, "modprobe -a kvm_amd tun bridge");
     let lines = format!(
@@ -86,6 +88,10 @@ fn prepare(host: &Host, network: &str) {
     );
     ok(host, &lines);
     let [kernel, initrd] = ["AVENTINE_KERNEL", "AVENTINE_INITRD"].map(|v| given(v).display().to_string());
+    let devices = disks.iter().enumerate().map(|(n, _)| format!("\"-device\", \"virtio-blk-pci,drive=disk{n}\","));
+    let devices = devices.collect::<String>();
+    let tables = disks.iter().enumerate().map(|(n, keys)| format!("[[disk]]\nid = \"disk{n}\"\n{keys}\n"));
+    let tables = tables.collect::<String>();
     let configuration = format!(
         r#"name = "web"
 heartbeat = "200ms"
@@ -98,12 +104,14 @@ command = [
     "-display", "none", "-kernel", "{kernel}", "-initrd", "{initrd}",
     "-append", "quiet mitigations=off no_timer_check cryptomgr.notests panic=-1 address={GUEST}/24", "-no-reboot",
     "-device", "virtio-net-pci,netdev=net0,romfile=,mac={MAC}",
+    {devices}
 ]
 
 [[network]]
 id = "net0"
 {network}
 
+{tables}
 [transport]
 plugin = "tcp"
 listen = "0.0.0.0:7400"
@@ -112,7 +120,7 @@ unsafe_plaintext = true
 
 [policy]
 plugin = "fixed"
-interval = "200ms"
+interval = "{interval}"
 
 [arbiter]
 plugin = "etcd"
@@ -123,11 +131,11 @@ unsafe_plaintext = true
     host.put(Path::new("/etc/aventine/web.toml"), configuration.as_bytes(), 0o600).unwrap();
 }
 
-fn aventine<'h>(host: &'h Host, role: &str) -> Process<'h> {
+pub(crate) fn aventine<'h>(host: &'h Host, role: &str) -> Process<'h> {
     host.spawn(Command::new(given("AVENTINE_PROGRAM")).args([role, "/etc/aventine/web.toml"])).unwrap()
 }
 
-fn arbiter(host: &Host) -> Process<'_> {
+pub(crate) fn arbiter(host: &Host) -> Process<'_> {
     let mut etcd = Command::new("etcd");
     etcd.args(["--data-dir", "/run/etcd", "--listen-client-urls", "http://10.9.0.12:2379"]);
     etcd.args([
@@ -146,7 +154,7 @@ fn fail_over(network: &str) {
     let Lab { hosts } = lab(3);
     let [a, b, c] = hosts.as_slice() else { unreachable!() };
     let mut etcd = arbiter(c);
-    [a, b].iter().for_each(|host| prepare(host, network));
+    [a, b].iter().for_each(|host| prepare(host, network, &[], "200ms"));
     etcd.wait_for("ready to serve client requests").unwrap();
     let mut standby = aventine(b, "standby");
     standby.wait_for("waiting").unwrap();
@@ -168,7 +176,7 @@ fn fail_over(network: &str) {
 
 #[test]
 fn a_guest_held_in_this_process_survives_its_host() {
-    fail_over("plugin = \"userspace\"\nuplink = { tap = \"guest\" }");
+    fail_over(USERSPACE);
 }
 
 #[test]
