@@ -146,6 +146,19 @@ impl Hosts {
         *self.there.lock().unwrap() = self.hosts.iter().map(|host| There::start(host, self.form)).collect();
     }
 
+    /// The primary's contents on both sides of a resource that is in order and has this size. Many times faster than a new one.
+    fn refill(&self, contents: &[u8]) -> bool {
+        let [first, _] = self.hosts else { unreachable!() };
+        let (sectors, file) = (contents.len() / 512, "/run/contents");
+        first.put(Path::new(file), contents, 0o600).unwrap();
+        let script = format!(
+            "[ $(cat /sys/class/block/drbd0/size) = {sectors} ]
+             grep -q 'cs:Connected ro:Secondary/Secondary ds:UpToDate/UpToDate C' /proc/drbd
+             drbdsetup primary 0; dd if={file} of=/dev/drbd0 bs=1M oflag=direct 2>/dev/null; drbdsetup secondary 0"
+        );
+        first.run(Command::new("sh").args(["-e", "-c", &script])).unwrap().status.success()
+    }
+
     /// A new resource with these contents on both sides; the primary's are being copied.
     fn reset(&self, contents: [&[u8]; 2]) {
         let sectors = contents[0].len() / 512;
@@ -188,7 +201,10 @@ impl DiskBench for Sides {
     fn new(primary: &[u8], standby: Option<&[u8]>) -> Self {
         let sides = Sides::at("");
         let zeroes = vec![0; primary.len()];
-        sides.0.reset([primary, standby.unwrap_or(&zeroes)]);
+        match standby {
+            None if sides.0.refill(primary) => {}
+            other => sides.0.reset([primary, other.unwrap_or(&zeroes)]),
+        }
         sides
     }
 
