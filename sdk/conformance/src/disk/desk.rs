@@ -1,8 +1,8 @@
 //! A bench with both disks, the channel between them, and a model of what they hold.
 
-use super::{Difference, DiskBench, differs};
 use super::host::Listening;
 use super::wire::Wire;
+use super::{Difference, DiskBench, differs};
 pub(super) use crate::suite::Seen;
 use aventine_api::{BlockDevice, Disk, Epoch, ErrorCode, PluginError, Side};
 use std::fmt::Display;
@@ -189,7 +189,18 @@ impl<B: DiskBench> Desk<B> {
 
     pub(super) fn commit(&mut self, epoch: u64) -> Seen {
         done(format_args!("`commit({epoch})`"), self.standby.disk.commit(Epoch(epoch)))?;
-        done(format_args!("`release({epoch})`"), self.primary.disk.release(Epoch(epoch)))
+        self.release(epoch)
+    }
+
+    /// As the engine does it: again while the disk asks for time.
+    pub(super) fn release(&mut self, epoch: u64) -> Seen {
+        let deadline = Instant::now() + B::PATIENCE;
+        loop {
+            match self.primary.disk.release(Epoch(epoch)) {
+                Err(e) if e.code() == ErrorCode::TimedOut && Instant::now() < deadline => thread::yield_now(),
+                answer => return done(format_args!("`release({epoch})`"), answer),
+            }
+        }
     }
 
     pub(super) fn apply(&mut self, epoch: u64) -> Seen {

@@ -1,7 +1,7 @@
 //! Random runs against a model: a plain vector of bytes, and a snapshot of it for each sealed epoch.
 
-use super::{Difference, DiskBench, differs};
 use super::desk::{Desk, Half, Seen, done, pattern, same};
+use super::{Difference, DiskBench, differs};
 use aventine_api::{Disengage, Epoch, Side};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -88,7 +88,8 @@ pub(crate) fn prepare(host: &Host, network: &str, disks: &[&str], interval: &str
     );
     ok(host, &lines);
     let [kernel, initrd] = ["AVENTINE_KERNEL", "AVENTINE_INITRD"].map(|v| given(v).display().to_string());
-    let devices = disks.iter().enumerate().map(|(n, _)| format!("\"-device\", \"virtio-blk-pci,drive=disk{n}\","));
+    let devices =
+        disks.iter().enumerate().map(|(n, _)| format!("\"-device\", \"virtio-blk-pci,drive=disk{n}\","));
     let devices = devices.collect::<String>();
     let tables = disks.iter().enumerate().map(|(n, keys)| format!("[[disk]]\nid = \"disk{n}\"\n{keys}\n"));
     let tables = tables.collect::<String>();

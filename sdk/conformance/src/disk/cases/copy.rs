@@ -1,8 +1,8 @@
 //! The initial copy.
 
-use super::super::{Difference, DiskBench, differs};
 use super::super::desk::{Desk, Half, Seen, done, pattern, same, size};
 use super::super::wire::Wire;
+use super::super::{Difference, DiskBench, differs};
 use crate::within::within;
 use aventine_api::{Disengage, ErrorCode, Side};
 use std::sync::Arc;

@@ -9,19 +9,19 @@ use std::thread;
 /// Offsets and lengths that a disk may treat in different ways: of sectors, pages and none of these.
 fn ranges(size: usize) -> [(usize, usize); 12] {
     [
-    (0, 512),
-    (4096, 4096),
-    (1, 1),
-    (511, 2),
-    (4095, 4098),
-    (100_000, 70_001),
-    (65_536, 65_536),
-    (66_000, 3),
-    (size - 1, 1),
-    (size - 5000, 5000),
-    (7, 300_000),
-    (299_999, 513),
-]
+        (0, 512),
+        (4096, 4096),
+        (1, 1),
+        (511, 2),
+        (4095, 4098),
+        (100_000, 70_001),
+        (65_536, 65_536),
+        (66_000, 3),
+        (size - 1, 1),
+        (size - 5000, 5000),
+        (7, 300_000),
+        (299_999, 513),
+    ]
 }
 
 pub(crate) fn reads_see_writes<B: DiskBench>(_: &str) -> Seen {

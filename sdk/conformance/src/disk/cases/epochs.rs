@@ -1,7 +1,7 @@
 //! Epochs: where they end, when they are held, and when they reach the image.
 
-use super::super::{Difference, DiskBench, differs};
 use super::super::desk::{Desk, Seen, done, pattern, size};
+use super::super::{Difference, DiskBench, differs};
 use aventine_api::{Epoch, RecordHead};
 use std::thread;
 use std::time::Instant;
@@ -69,7 +69,9 @@ pub(crate) fn records_carry_their_epoch<B: DiskBench>(_: &str) -> Seen {
         // What is not part of any epoch may follow the barrier.
         let due = |at, head: &RecordHead| head.epoch.0 == epoch || (at > 0 && head.epoch.0 == epoch + 1);
         let wrong = sent.iter().enumerate().find(|(at, head)| !due(*at, head));
-        if let Some((_, head)) = wrong.or_else(|| (!sent.is_sorted_by_key(|h| h.epoch)).then(|| (0, &sent[0]))) {
+        if let Some((_, head)) =
+            wrong.or_else(|| (!sent.is_sorted_by_key(|h| h.epoch)).then(|| (0, &sent[0])))
+        {
             return Err(format!("a record of epoch {epoch} carries epoch {}", head.epoch));
         }
     }
@@ -207,7 +209,7 @@ pub(crate) fn release_is_idempotent<B: DiskBench>(_: &str) -> Seen {
         desk.epoch(epoch)?;
         desk.write(10_000, &pattern(5000, epoch as u8), false)?;
         for again in [epoch, epoch, epoch - 1] {
-            done(format_args!("`release({again})` again"), desk.primary.disk.release(Epoch(again)))?;
+            desk.release(again)?;
         }
     }
     desk.expect_primary("after epochs that were released twice")?;
@@ -227,7 +229,7 @@ pub(crate) fn commit_is_idempotent<B: DiskBench>(_: &str) -> Seen {
     for epoch in [2, 3, 3, 1, 2] {
         done(format_args!("`commit({epoch})`"), desk.standby.disk.commit(Epoch(epoch)))?;
     }
-    done("`release(3)`", desk.primary.disk.release(Epoch(3)))?;
+    desk.release(3)?;
     // Epoch 4 is not committed, whatever is asked.
     let _either = desk.standby.disk.apply(Epoch(4));
     desk.apply(3)?;

@@ -1,7 +1,7 @@
 //! Who may use the device, and whose epochs it has, on either side and after a takeover.
 
-use super::super::{Difference, DiskBench, differs};
 use super::super::desk::{Desk, Seen, done, pattern, same, size};
+use super::super::{Difference, DiskBench, differs};
 use aventine_api::{Disengage, Side};
 
 pub(crate) fn a_standby_is_readable<B: DiskBench>(_: &str) -> Seen {

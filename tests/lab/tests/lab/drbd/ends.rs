@@ -167,7 +167,19 @@ impl EndOfDisk {
                 await_that("epoch", || self.says.0.load(Ordering::SeqCst) >= number);
                 self.disk.commit(Epoch(number))?;
             }
-            "release" => self.disk.release(Epoch(number))?,
+            "release" => {
+                let start = Instant::now();
+                while let Err(error) = self.disk.release(Epoch(number)) {
+                    if error.code() != ErrorCode::TimedOut || start.elapsed() > LIMIT {
+                        return Err(error);
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            "owes" => {
+                let owed = self.disk.release(Epoch(number)).map_err(|e| e.code());
+                assert_eq!(owed, Err(ErrorCode::TimedOut));
+            }
             "activate" => self.disk.activate(Epoch(number))?,
             "holds-nothing" => await_that("end of what is held", || self.disk.stats().buffered_bytes == 0),
             "holds-something" => assert_ne!(self.disk.stats().buffered_bytes, 0),

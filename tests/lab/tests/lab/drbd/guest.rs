@@ -7,6 +7,7 @@
 use super::{assert_no_split_brain, await_proc, configure, create};
 use crate::failover::{self, GUEST, USERSPACE};
 use crate::lab;
+use crate::nested::given;
 use aventine_lab::{Host, Lab, Process};
 use std::process::Command;
 
@@ -49,13 +50,22 @@ fn a_guest_survives_its_host_which_then_comes_back_and_follows() {
     primary.wait_for("protected: ").unwrap();
 
     let mut workload = workload(c);
+    // A DRBD that stands still holds the guest's output, and nothing else.
+    super::ok(a, "drbdadm suspend-io r0");
+    ask(&workload, "put");
+    let status = a.run(Command::new(given("AVENTINE_PROGRAM")).arg("status")).unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains("web, primary: protected"), "{status}");
+    super::ok(a, "drbdadm resume-io r0");
+    workload.wait_for("done 40\n").unwrap();
+
     (0..4).for_each(|_| ask(&workload, "put"));
-    workload.wait_for("done 80\n").unwrap();
+    workload.wait_for("done 120\n").unwrap();
     a.kill();
     standby.wait_for("unprotected: the guest runs on").unwrap();
-    workload.wait_for("done 160\n").unwrap();
+    workload.wait_for("done 200\n").unwrap();
     ask(&workload, "verify");
-    workload.wait_for("same 160\n").unwrap();
+    workload.wait_for("same 200\n").unwrap();
 
     drop(primary);
     a.start_again().unwrap();
@@ -67,9 +77,9 @@ fn a_guest_survives_its_host_which_then_comes_back_and_follows() {
     [a, b].into_iter().for_each(assert_no_split_brain);
 
     ask(&workload, "put");
-    workload.wait_for("done 200\n").unwrap();
+    workload.wait_for("done 240\n").unwrap();
     b.kill();
     second.wait_for("unprotected: the guest runs on").unwrap();
     ask(&workload, "verify");
-    workload.wait_for("same 200\n").unwrap();
+    workload.wait_for("same 240\n").unwrap();
 }

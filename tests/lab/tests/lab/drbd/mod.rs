@@ -214,8 +214,17 @@ fn a_link_of_drbds_that_is_cut_and_comes_back_costs_no_epoch() {
     let mut ends = Ends::start(a, b);
     ends.epoch(1, 1);
     tell(&mut ends.standby, "holds-nothing");
+    // A device that stands still is not waited for, and what was flushed is owed.
+    ok(a, "drbdadm suspend-io r0");
+    tell(&mut ends.primary, "write 2");
+    tell(&mut ends.primary, "seal 2");
+    tell(&mut ends.standby, "commit 2");
+    tell(&mut ends.primary, "owes 2");
+    tell(&mut ends.primary, "owes 2");
+    ok(a, "drbdadm resume-io r0");
+    tell(&mut ends.primary, "release 2");
+    tell(&mut ends.standby, "holds-nothing");
     ok(a, "drbdadm disconnect r0");
-    ends.epoch(2, 2);
     ends.epoch(3, 100);
     tell(&mut ends.standby, "holds-something");
     ok(a, "drbdadm connect r0");
@@ -376,8 +385,13 @@ fn what_writing_twice_costs() {
         let drbd = number(a, "sed -n 's/.* *ns:\\([0-9]*\\) .*/\\1/p' /proc/drbd") << 10;
         (drbd, number(a, "cat /sys/class/net/eth0/statistics/tx_bytes"))
     };
-    println!("{:<44} {:>9} {:>8} {:>7} {:>7} {:>15}", "an epoch's writes", "written", "channel", "DRBD", "wire", "seal µs");
-    for (what, contents) in [("200 of up to 40 kB, any alignment", 100), ("40 of up to 9 kB, any alignment", 1)] {
+    println!(
+        "{:<44} {:>9} {:>8} {:>7} {:>7} {:>15}",
+        "an epoch's writes", "written", "channel", "DRBD", "wire", "seal µs"
+    );
+    for (what, contents) in
+        [("200 of up to 40 kB, any alignment", 100), ("40 of up to 9 kB, any alignment", 1)]
+    {
         let mut ends = Ends::start(a, b);
         ends.epoch(1, contents);
         tell(&mut ends.standby, "holds-nothing");

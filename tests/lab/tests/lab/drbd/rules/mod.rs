@@ -236,7 +236,13 @@ impl DiskBench for Sides {
 
     fn crash(&self) {
         for (host, there) in self.0.hosts.iter().zip(self.0.there.lock().unwrap().drain(..)) {
-            ok(host, &format!("kill -9 {}; while kill -0 {} 2>/dev/null; do sleep 0.05; done", there.pid, there.pid));
+            ok(
+                host,
+                &format!(
+                    "kill -9 {}; while kill -0 {} 2>/dev/null; do sleep 0.05; done",
+                    there.pid, there.pid
+                ),
+            );
         }
         self.0.start_sides();
     }
