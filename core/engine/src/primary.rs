@@ -206,6 +206,8 @@ struct Loop<'a> {
     link: PrimaryLink,
     silence: Silence,
     stall: Stall,
+    /// Output of the epochs up to this one waits for the disks.
+    unreleased: Option<Epoch>,
     arbiter: Claimant,
     /// Whether its verdict may be long in coming: then no guest is paused for it.
     waits_for_person: bool,
@@ -264,18 +266,21 @@ impl Loop<'_> {
 
     /// One turn of the loop.
     fn turn(&mut self) -> Result<(), EngineError> {
-        let wait = if self.pipe.copy.is_some() { Duration::from_millis(1) } else { self.until_epoch() };
+        let busy = self.pipe.copy.is_some() || self.unreleased.is_some();
+        let wait = if busy { Duration::from_millis(1) } else { self.until_epoch() };
         let mut event = self.events.recv_timeout(wait.min(TICK)).ok();
         while let Some(e) = event {
             self.take(e)?;
             event = self.events.try_recv().ok();
         }
         self.housekeeping()?;
+        self.release_due()?;
         if self.pipe.copy.is_some() {
             self.copy()?;
         }
         self.ask_policy_again();
-        if self.machine.may_seal() && (self.early || Instant::now() >= self.next_epoch) {
+        let may_seal = self.machine.may_seal() && self.unreleased.is_none();
+        if may_seal && (self.early || Instant::now() >= self.next_epoch) {
             self.epoch()?;
         }
         Ok(())

@@ -13,9 +13,10 @@
 //! - Released epochs are applied in order, and within one the guest's flushes are kept: what stands before a flush is on
 //!   stable storage before what stands behind it is written. So this side's device is at any moment what a guest's disk may
 //!   be after a power failure.
-//! - A guest's flush, or FUA, is answered at once: the epoch that it is in makes it good. [`Ahead::release`], and the end with
-//!   `Owner`, return only when the flushes of the epochs concerned are on stable storage; the engine lets output go after
-//!   that. So the world never sees what a guest said after a flush that this side could lose.
+//! - A guest's flush, or FUA, is answered at once: the epoch that it is in makes it good. [`Ahead::release`] succeeds only once
+//!   the flushes of the epochs concerned are on stable storage, which it does not wait for, and the end with `Owner` returns
+//!   only then; the engine lets output go after that. So the world never sees what a guest said after a flush that this side
+//!   could lose.
 //! - Memory: a write counts until DRBD has it on both sides, which is what the standby holds as well. At the limit writes
 //!   wait, at half of it an epoch is asked for. From `pausing` until `seal` none waits: the hypervisor waits for them all.
 //! - The lock is never held across I/O; `seal` takes this lock alone.
@@ -29,7 +30,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a kept change takes in memory beside its data.
 const CHANGE_COST: usize = 96;
@@ -43,6 +44,8 @@ pub(crate) enum AheadError {
     Ended(Epoch, ErrorCode),
     #[error("Epoch {0} cannot be sealed: DRBD does not have the disk on both sides yet")]
     NotReady(Epoch),
+    #[error("What the guest flushed up to epoch {0} is not on stable storage yet")]
+    Owed(Epoch),
     #[error("A flush of the guest is not on stable storage after {PATIENCE:?}: see what holds DRBD up")]
     Slow,
     #[error("Writes of the guest could not be brought to the device")]
@@ -54,6 +57,7 @@ impl From<AheadError> for PluginError {
         let code = match &error {
             AheadError::Ended(_, code) => *code,
             AheadError::NotReady(_) => ErrorCode::Refused,
+            AheadError::Owed(_) => ErrorCode::TimedOut,
             AheadError::Slow | AheadError::Broken(_) => ErrorCode::Io,
         };
         PluginError::new(code, error)
@@ -122,6 +126,8 @@ struct State {
     released: Epoch,
     /// On stable storage up to here.
     durable: Epoch,
+    /// Since when the engine has asked for more, in vain.
+    owed: Option<Instant>,
     /// Bytes of epochs that may not be on both sides, ascending.
     unconfirmed: VecDeque<(Epoch, usize)>,
     bytes: usize,
@@ -146,6 +152,7 @@ impl Ahead {
             sealed: Epoch::COPY,
             released: Epoch::COPY,
             durable: Epoch::COPY,
+            owed: None,
             unconfirmed: VecDeque::new(),
             bytes: 0,
             asked: false,
@@ -282,14 +289,23 @@ impl Ahead {
         Ok(())
     }
 
-    /// The standby has committed `epoch`: it may be applied. Waits until its flushes are on stable storage.
+    /// The standby has committed `epoch`: it may be applied. Succeeds once its flushes are on stable storage.
     pub(crate) fn release(&self, epoch: Epoch) -> Result<(), AheadError> {
         let mut state = self.lock();
         state.released = state.released.max(epoch.min(state.sealed));
         self.work.notify_all();
-        let flushed = state.layers.iter().filter(|l| l.epoch <= epoch && l.flushed).map(|l| l.epoch).max();
-        let Some(last) = flushed else { return Ok(()) };
-        self.settle(state, |s| s.durable < last && !s.settled)
+        if !state.layers.iter().any(|l| l.epoch <= epoch && l.flushed) {
+            return Ok(());
+        }
+        if let Some(error) = &state.broken {
+            return Err(AheadError::Broken(error.clone()));
+        }
+        let since = *state.owed.get_or_insert_with(Instant::now);
+        match since.elapsed() < PATIENCE {
+            _ if state.settled => Ok(()),
+            true => Err(AheadError::Owed(epoch)),
+            false => Err(AheadError::Slow),
+        }
     }
 
     /// Ends replication. `Owner`: everything is applied; waits for it if the guest has flushed.
@@ -313,7 +329,7 @@ impl Ahead {
         self.work.notify_all();
         self.room.notify_all();
         match why {
-            End::Owner if flushed => self.settle(state, |s| !s.settled),
+            End::Owner if flushed => self.settle(state),
             _ => Ok(()),
         }
     }
@@ -334,12 +350,10 @@ impl Ahead {
         self.lock().end
     }
 
-    fn settle(
-        &self,
-        state: MutexGuard<'_, State>,
-        waits: impl FnMut(&mut State) -> bool,
-    ) -> Result<(), AheadError> {
-        let waited = self.room.wait_timeout_while(state, PATIENCE, waits);
+    /// Waits until all is applied. What was waited for in vain before counts.
+    fn settle(&self, state: MutexGuard<'_, State>) -> Result<(), AheadError> {
+        let patience = PATIENCE.saturating_sub(state.owed.map_or(Duration::ZERO, |since| since.elapsed()));
+        let waited = self.room.wait_timeout_while(state, patience, |s| !s.settled);
         let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         match &state.broken {
             Some(error) => Err(AheadError::Broken(error.clone())),
@@ -432,6 +446,7 @@ impl Ahead {
             state.layers.drain(..count).collect()
         };
         state.durable = state.durable.max(epoch);
+        state.owed = None;
         if state.end.is_some() {
             // Nobody is told any more what is on both sides.
             state.confirm(epoch);

@@ -287,7 +287,7 @@ impl Disk for Drbd {
         Ok(self.session()?.seal(epoch)?)
     }
 
-    /// Waits until what the guest flushed in the epochs up to this one is on stable storage of this side.
+    /// `TimedOut` until what the guest flushed in the epochs up to this one is on stable storage of this side.
     fn release(&mut self, epoch: Epoch) -> Result<(), PluginError> {
         Ok(self.session()?.release(epoch)?)
     }

@@ -135,7 +135,12 @@ pub trait Disk: Send {
     /// into the channel. Does not wait for the standby. Idempotent.
     fn seal(&mut self, epoch: Epoch) -> Result<(), PluginError>;
 
-    /// Primary: the standby has committed `epoch`. Idempotent.
+    /// Primary: the standby has committed `epoch`. Idempotent. Does not wait for the device: where what the guest flushed up to
+    /// `epoch` is on stable storage of neither side, the answer is [`ErrorCode::TimedOut`], and the engine asks again, every
+    /// millisecond or so, before any output of the epoch leaves. Meanwhile no epoch is sealed. A disk that does not come to its
+    /// end with that answers another error, which ends protection.
+    ///
+    /// [`ErrorCode::TimedOut`]: crate::ErrorCode::TimedOut
     fn release(&mut self, epoch: Epoch) -> Result<(), PluginError>;
 
     /// Primary: ends replication. `Owner`: the guest's reads and writes go on, locally. `NotOwner`: they fail from

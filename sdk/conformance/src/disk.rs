@@ -25,10 +25,33 @@ use std::time::Duration;
 #[doc(hidden)]
 pub use crash::hosts;
 
+/// What a disk does in another way than others, by design. The rules then hold it to what is said here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// A standby's device is closed until `activate`: reading it is `Unavailable`.
+    ClosedStandby,
+    /// What is released comes into the standby's image by means of the plugin's own: soon after `release`, and not by `apply`.
+    /// What an owner goes on to write comes there as well.
+    AppliedBelow,
+    /// The primary's image has nothing that is not released, until that side owns the guest alone.
+    CommittedOnly,
+    /// By means of the plugin's own both images have one size: there is none that does not fit.
+    OneSize,
+}
+
 /// A place with two images, and the plugin's disks on them.
 pub trait DiskBench: Sized {
     /// How long what is due may take on a loaded machine. A broken rule can take as long to be found.
     const PATIENCE: Duration = Duration::from_secs(20);
+    /// What the plugin does in another way than others.
+    const DIFFERENCES: &'static [Difference] = &[];
+    /// Images have a multiple of so many bytes.
+    const GRAIN: usize = 1;
+    /// Random runs against the model.
+    const RUNS: u64 = 24;
+    /// The disks are in processes on other machines, which [`DiskBench::crash`] kills. Otherwise those that are to crash are made
+    /// in a process of this program.
+    const FAR: bool = false;
 
     /// Makes a place: the primary's image holds `primary`; the standby's holds `standby`, or is not there. It goes when
     /// the bench does.
@@ -45,6 +68,13 @@ pub trait DiskBench: Sized {
 
     /// What the image of `side` holds, read past the plugin, which may have it open.
     fn image(&self, side: Side) -> Vec<u8>;
+
+    /// Where disks are `FAR`: kills the processes that have them; the place stays.
+    fn crash(&self) {}
+}
+
+fn differs<B: DiskBench>(how: Difference) -> bool {
+    B::DIFFERENCES.contains(&how)
 }
 
 suite! { $ disk for DiskBench, disk, by module, child hosts_that_crash hosts "started by a_crash_exposes_nothing";

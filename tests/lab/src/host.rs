@@ -1,7 +1,8 @@
 //! A running lab host, and the processes in it.
 
-use crate::machine::{LIMIT, Machine, MachineError};
+use crate::machine::{self, LIMIT, Machine, MachineError};
 use crate::state::{State, StateError};
+use crate::switch::Switch;
 use crate::wire::{self, Frame, Kind};
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -15,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Output};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Why a host did not do what it was told.
@@ -27,6 +28,14 @@ pub enum HostError {
     /// The machine does not answer.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Its Ethernet cannot be plugged in.
+    #[error("Cannot join lab{host} to the other hosts")]
+    Join {
+        /// Number of the host.
+        host: usize,
+        /// Why not.
+        source: io::Error,
+    },
     /// A process could not be started, or a file not written.
     #[error("lab{host} cannot run or write {name}: {reason}")]
     Refused {
@@ -75,32 +84,51 @@ pub struct Host {
     port: Mutex<UnixStream>,
     waiting: Waiting,
     last: Mutex<u32>,
+    /// Ends with the machine.
+    reader: Mutex<Option<JoinHandle<()>>>,
+    state: State,
+    switch: Arc<Switch>,
 }
 
 impl Host {
     /// Restores a machine, and tells it that it is `number`.
-    pub(crate) fn start(state: &State, number: usize) -> Result<Host, HostError> {
-        let machine = state.restore()?;
-        let step = "Telling a restored lab host who it is";
-        let started = || -> io::Result<_> {
-            let mut port = machine.port.try_clone()?;
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            let agent = env!("AVENTINE_LAB_AGENT");
-            let who = format!("{number} {now}\n{agent}\n{}\n", state.modules.display());
-            io::Write::write_all(&mut port, who.as_bytes())?;
-            match wire::receive(&mut port)?.kind {
-                Kind::Ready => {}
-                _ => return Err(io::ErrorKind::InvalidData.into()),
-            }
-            port.set_read_timeout(None)?;
-            let waiting = Waiting::default();
-            let (reader, to) = (port.try_clone()?, Arc::clone(&waiting));
-            thread::Builder::new().name(format!("lab{number}")).spawn(move || distribute(reader, &to))?;
-            Ok((port, waiting))
+    pub(crate) fn start(state: &State, number: usize, switch: &Arc<Switch>) -> Result<Host, HostError> {
+        let machine = state.restore(machine::new_disk()?)?;
+        let waiting = Waiting::default();
+        let (port, reader) = connect(&machine, state, number, &waiting)?;
+        let host = Host {
+            number,
+            machine: Mutex::new(machine),
+            port: Mutex::new(port),
+            reader: Mutex::new(Some(reader)),
+            waiting,
+            last: Mutex::new(0),
+            state: state.clone(),
+            switch: Arc::clone(switch),
         };
-        let (port, waiting) = started().map_err(|source| machine.silent(step, source))?;
-        let (machine, port) = (Mutex::new(machine), Mutex::new(port));
-        Ok(Host { number, machine, port, waiting, last: Mutex::new(0) })
+        host.plug_in()?;
+        Ok(host)
+    }
+
+    /// Ends it as [`Host::kill`] does and starts it again, with the disk as it was left; nothing else is left.
+    pub fn start_again(&self) -> Result<(), HostError> {
+        self.kill();
+        let disk = self.machine().disk()?;
+        let machine = self.state.restore(disk)?;
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever waits for the machine that was hears that it is lost, before somebody waits for this one.
+        if let Some(old) = reader.take() {
+            let _ = old.join();
+        }
+        let (port, new) = connect(&machine, &self.state, self.number, &self.waiting)?;
+        (*self.machine(), *reader) = (machine, Some(new));
+        *self.port.lock().unwrap_or_else(PoisonError::into_inner) = port;
+        self.plug_in()
+    }
+
+    fn plug_in(&self) -> Result<(), HostError> {
+        let Some(end) = self.machine().ethernet.take() else { return Ok(()) };
+        self.switch.join(self.number, end).map_err(|source| HostError::Join { host: self.number, source })
     }
 
     /// Its number, from 0: it is called labN.
@@ -156,10 +184,6 @@ impl Host {
         self.machine().console()
     }
 
-    pub(crate) fn take_ethernet(&mut self) -> Option<UnixStream> {
-        self.machine.get_mut().unwrap_or_else(PoisonError::into_inner).ethernet.take()
-    }
-
     fn ask(&self, name: &OsStr, kind: Kind, payload: &[u8]) -> Result<Process<'_>, HostError> {
         let number = {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,6 +206,32 @@ impl Host {
     fn lost(&self) -> HostError {
         HostError::Lost { host: self.number, console: self.console() }
     }
+}
+
+/// Tells a machine who it is; its agent's port then, and the thread that reads it.
+fn connect(
+    machine: &Machine,
+    state: &State,
+    number: usize,
+    waiting: &Waiting,
+) -> Result<(UnixStream, JoinHandle<()>), HostError> {
+    let step = "Telling a restored lab host who it is";
+    let connected = || -> io::Result<_> {
+        let mut port = machine.port.try_clone()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let agent = env!("AVENTINE_LAB_AGENT");
+        let who = format!("{number} {now}\n{agent}\n{}\n", state.modules.display());
+        io::Write::write_all(&mut port, who.as_bytes())?;
+        match wire::receive(&mut port)?.kind {
+            Kind::Ready => {}
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+        port.set_read_timeout(None)?;
+        let (from, to) = (port.try_clone()?, Arc::clone(waiting));
+        let reader = thread::Builder::new().name(format!("lab{number}"));
+        Ok((port, reader.spawn(move || distribute(from, &to))?))
+    };
+    Ok(connected().map_err(|source| machine.silent(step, source))?)
 }
 
 /// Ends with the machine; nobody waits for anything then.

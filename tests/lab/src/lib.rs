@@ -4,13 +4,14 @@
 //! ```text
 //! this machine                                    │ each lab host
 //!   test ─┬─ agent's port (virtio-serial) ────────┼─ agent ─► processes
-//!         ├─ hub ─ frames ────────────────────────┼─ eth0, 10.9.0.1N
+//!         ├─ switch ─ frames ────────────────────────┼─ eth0, 10.9.0.1N
 //!         └─ monitor: link up and down            │ /dev/vda, 1 GiB of zeroes
 //!   /  ─────────────────── 9p, read-only ─────────┼─ /, under an overlay of its own
 //! ```
 //! - Hosts start from a saved state, in about a second, and share nothing but what they send each other. See [`state`].
 //! - They see this machine's files where they are here: what cargo has built runs there as it is, with its libraries. All
 //!   modules of the lab's kernel can be loaded; `/dev/kvm` works after `modprobe kvm_amd`.
+//! - A host that was killed can be started again: its disk is as it was left, and all else is new.
 //! - A host dies with its [`Host`], and with the thread that started it.
 //! - Debian's packages are fetched when they are needed, and kept: see [`packages`].
 //!
@@ -37,7 +38,8 @@ pub use qmp::MonitorError;
 
 use state::State;
 use std::error::Error;
-use std::{io, iter};
+use std::iter;
+use switch::Switch;
 
 /// Most hosts of a lab.
 pub const MOST: usize = 3;
@@ -51,9 +53,6 @@ pub enum LabError {
     /// A host did not start.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The hosts cannot be joined.
-    #[error("Cannot join the lab hosts")]
-    Join(#[source] io::Error),
 }
 
 /// Hosts on one Ethernet.
@@ -70,12 +69,10 @@ impl Lab {
             return Err(LabError::Count(count));
         }
         let state = State::make().map_err(HostError::from)?;
-        let mut hosts = Vec::new();
+        let (switch, mut hosts) = (Switch::new(count), Vec::new());
         for number in 0..count {
-            hosts.push(Host::start(&state, number)?);
+            hosts.push(Host::start(&state, number, &switch)?);
         }
-        let ends = hosts.iter_mut().filter_map(Host::take_ethernet).collect();
-        switch::join(ends).map_err(LabError::Join)?;
         Ok(Lab { hosts })
     }
 }

@@ -117,6 +117,7 @@ pub(crate) struct Machine {
     monitor: Monitor,
     console: File,
     said: File,
+    disk: File,
 }
 
 impl Machine {
@@ -125,7 +126,7 @@ impl Machine {
         let mut command = Command::new(PROGRAM);
         command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
         command.args(["-append", KERNEL_ARGUMENTS]);
-        let mut machine = Machine::start(command, ram, "on", devices)?;
+        let mut machine = Machine::start(command, ram, "on", devices, new_disk()?)?;
         let mut word = [0; b"ready\n".len()];
         machine.port.read_exact(&mut word).map_err(|source| machine.silent("Booting a lab host", source))?;
         // The file as this process has it open: QEMU closes all that `cat` would inherit.
@@ -139,11 +140,11 @@ impl Machine {
         saved.map_err(|source| machine.refused("Saving a lab host", source))
     }
 
-    /// Starts a machine from what was saved.
-    pub(crate) fn restore(ram: &Path, devices: &File) -> Result<Machine, MachineError> {
+    /// Starts a machine from what was saved, where nothing had been read of any disk.
+    pub(crate) fn restore(ram: &Path, devices: &File, disk: File) -> Result<Machine, MachineError> {
         let mut command = Command::new(PROGRAM);
         command.args(["-incoming", "defer"]);
-        let mut machine = Machine::start(command, ram, "off", devices)?;
+        let mut machine = Machine::start(command, ram, "off", devices, disk)?;
         let from = format!("fd:{}", devices.as_raw_fd());
         let monitor = &mut machine.monitor;
         let restored = monitor.execute("migrate-set-capabilities", &capabilities()).and_then(|()| {
@@ -157,15 +158,18 @@ impl Machine {
         }
     }
 
-    fn start(mut qemu: Command, ram: &Path, share: &str, devices: &File) -> Result<Machine, MachineError> {
+    fn start(
+        mut qemu: Command,
+        ram: &Path,
+        share: &str,
+        devices: &File,
+        disk: File,
+    ) -> Result<Machine, MachineError> {
         let made = || -> io::Result<_> {
             let pairs = [UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?];
-            let file = |name| io::Result::Ok(File::from(memfd_create(name, MemfdFlags::CLOEXEC)?));
-            let (console, said, disk) = (file("lab-console")?, file("lab-qemu")?, file("lab-disk")?);
-            disk.set_len(DISK)?;
-            Ok((pairs, console, said, disk))
+            Ok((pairs, in_memory("lab-console")?, in_memory("lab-qemu")?))
         };
-        let (pairs, console, said, disk) = made().map_err(MachineError::Start)?;
+        let (pairs, console, said) = made().map_err(MachineError::Start)?;
         let [(monitor, to_monitor), (port, to_port), (ethernet, to_ethernet)] = pairs;
         let inherit = [
             to_monitor.as_raw_fd(),
@@ -203,7 +207,12 @@ impl Machine {
         let step = "Starting QEMU";
         let monitor = Monitor::new(monitor);
         let monitor = monitor.map_err(|source| MachineError::Monitor { step, said: text(&said), source })?;
-        Ok(Machine { child, port, ethernet: Some(ethernet), monitor, console, said })
+        Ok(Machine { child, port, ethernet: Some(ethernet), monitor, console, said, disk })
+    }
+
+    /// The disk, for the machine that comes after this one.
+    pub(crate) fn disk(&self) -> Result<File, MachineError> {
+        self.disk.try_clone().map_err(MachineError::Start)
     }
 
     /// Ends it as a power failure would.
@@ -238,6 +247,16 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// A disk of zeroes.
+pub(crate) fn new_disk() -> Result<File, MachineError> {
+    let made = in_memory("lab-disk").and_then(|disk| disk.set_len(DISK).map(|()| disk));
+    made.map_err(MachineError::Start)
+}
+
+fn in_memory(name: &str) -> io::Result<File> {
+    Ok(File::from(memfd_create(name, MemfdFlags::CLOEXEC)?))
 }
 
 fn capabilities() -> Value {

@@ -66,11 +66,11 @@ impl State {
         Ok(state)
     }
 
-    /// A machine as it was when it was saved.
-    pub(crate) fn restore(&self) -> Result<Machine, StateError> {
+    /// A machine as it was when it was saved, with this disk.
+    pub(crate) fn restore(&self, disk: File) -> Result<Machine, StateError> {
         let path = self.home.join("devices");
         let devices = File::open(&path).map_err(|source| StateError::File { path, source })?;
-        Ok(Machine::restore(&self.home.join("ram"), &devices)?)
+        Ok(Machine::restore(&self.home.join("ram"), &devices, disk)?)
     }
 }
 

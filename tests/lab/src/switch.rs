@@ -10,6 +10,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// Longest frame that QEMU sends.
@@ -17,44 +18,57 @@ const LONGEST: usize = 68 << 10;
 /// Frames in a queue.
 const QUEUE: usize = 2048;
 
-/// Joins the ends that the hosts' QEMUs do not hold.
-pub(crate) fn join(ends: Vec<UnixStream>) -> io::Result<()> {
-    let mut queues = Vec::new();
-    for (number, end) in ends.iter().enumerate() {
+type Queue = SyncSender<Vec<u8>>;
+
+/// Where the hosts are plugged in.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    queues: Vec<Mutex<Option<Queue>>>,
+}
+
+impl Switch {
+    pub(crate) fn new(hosts: usize) -> Arc<Switch> {
+        Arc::new(Switch { queues: (0..hosts).map(|_| Mutex::default()).collect() })
+    }
+
+    /// Plugs a host in, by the end that its QEMU does not hold, in place of the QEMU that it had before.
+    pub(crate) fn join(self: &Arc<Switch>, own: usize, end: UnixStream) -> io::Result<()> {
         let (queue, frames) = sync_channel(QUEUE);
-        let end = end.try_clone()?;
-        start(format!("lab{number} in"), move || deliver(end, &frames))?;
-        queues.push(queue);
+        *self.queue(own) = Some(queue);
+        let to = end.try_clone()?;
+        start(format!("lab{own} in"), move || deliver(to, &frames))?;
+        let switch = Arc::clone(self);
+        start(format!("lab{own} out"), move || switch.forward(end, own))
     }
-    for (own, end) in ends.into_iter().enumerate() {
-        let mut others = queues.clone();
-        others.remove(own);
-        start(format!("lab{own} out"), move || forward(end, &others))?;
+
+    fn queue(&self, number: usize) -> MutexGuard<'_, Option<Queue>> {
+        self.queues[number].lock().unwrap_or_else(PoisonError::into_inner)
     }
-    Ok(())
+
+    fn forward(&self, mut from: UnixStream, own: usize) -> io::Result<()> {
+        loop {
+            let mut length = [0; 4];
+            from.read_exact(&mut length)?;
+            let mut frame = length.to_vec();
+            let length = u32::from_be_bytes(length) as usize;
+            if length > LONGEST {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            frame.resize(4 + length, 0);
+            from.read_exact(&mut frame[4..])?;
+            for number in (0..self.queues.len()).filter(|number| *number != own) {
+                if let Some(queue) = &*self.queue(number) {
+                    // Full, or a host that has ended.
+                    let _ = queue.try_send(frame.clone());
+                }
+            }
+        }
+    }
 }
 
 fn start(name: String, work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
     // It fails once the host has ended.
     thread::Builder::new().name(name).spawn(|| drop(work())).map(drop)
-}
-
-fn forward(mut from: UnixStream, others: &[SyncSender<Vec<u8>>]) -> io::Result<()> {
-    loop {
-        let mut length = [0; 4];
-        from.read_exact(&mut length)?;
-        let mut frame = length.to_vec();
-        let length = u32::from_be_bytes(length) as usize;
-        if length > LONGEST {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        frame.resize(4 + length, 0);
-        from.read_exact(&mut frame[4..])?;
-        for other in others {
-            // Full, or a host that has ended.
-            let _ = other.try_send(frame.clone());
-        }
-    }
 }
 
 fn deliver(mut to: UnixStream, frames: &Receiver<Vec<u8>>) -> io::Result<()> {

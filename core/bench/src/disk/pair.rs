@@ -9,7 +9,8 @@ use super::BenchError;
 use super::channel::channel;
 use super::cpu;
 use aventine_api::{
-    BlockDevice, Context, Disengage, Disk, DiskStats, Epoch, Factory, Host, Kind, PluginError, RecordRx, Side,
+    BlockDevice, Context, Disengage, Disk, DiskStats, Epoch, ErrorCode, Factory, Host, Kind, PluginError,
+    RecordRx, Side,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -217,7 +218,12 @@ impl Pair {
             Event::Failed(doing, error) => return Err(failed(doing, error)),
             Event::Committed(epoch) => {
                 self.committed = epoch;
-                self.primary.release(epoch).map_err(|e| failed("releasing", e))?;
+                while let Err(error) = self.primary.release(epoch) {
+                    if error.code() != ErrorCode::TimedOut {
+                        return Err(failed("releasing", error));
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
             }
             Event::Applied(epoch) => self.applied = epoch,
             Event::Early | Event::LoadEnded => {}

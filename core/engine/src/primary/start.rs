@@ -141,6 +141,7 @@ impl<'a> Loop<'a> {
         Loop {
             silence: Silence::new(link.heard.clone(), config.heartbeat, config.detection, now),
             stall: Stall::new(config.heartbeat, config.detection, now),
+            unreleased: None,
             waits_for_person: arbiter.waits_for_person(),
             arbiter: Claimant::start(arbiter, Side::Primary, answer),
             dialer: Dialer::start(transport, to_loop.clone()),

@@ -10,6 +10,7 @@ use crate::parts::{During, Parts, PluginFailure, Report};
 use aventine_api::{Disengage, Epoch, ErrorCode, GuestEvent};
 use aventine_protocol::{EndReason, Message, PrimaryAction, PrimaryEvent, PrimaryState};
 use std::sync::PoisonError;
+use std::thread;
 use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
@@ -105,14 +106,15 @@ impl Loop<'_> {
                 return self.or_local_error(engaged);
             }
             PrimaryAction::Release(epoch) => {
-                let released = self.release(epoch);
-                return self.or_local_error(released);
+                self.unreleased = Some(epoch);
+                return self.release_due();
             }
             PrimaryAction::SendEnd(reason) => self.tell(&Message::End(reason)),
             PrimaryAction::SendYield => self.tell(&Message::Yield),
             PrimaryAction::SendHandOver => self.tell(&Message::HandOver),
             PrimaryAction::Claim => self.arbiter.claim(self.link.session),
             PrimaryAction::Disengage(why) => {
+                self.unreleased = None;
                 if let Err(failure) = self.disengage(why) {
                     self.detail(failure.chain());
                 }
@@ -122,13 +124,36 @@ impl Loop<'_> {
         Ok(())
     }
 
-    pub(super) fn release(&mut self, epoch: Epoch) -> Result<(), PluginFailure> {
+    /// Lets output go that may go by now.
+    pub(super) fn release_due(&mut self) -> Result<(), EngineError> {
+        let Some(epoch) = self.unreleased else { return Ok(()) };
+        loop {
+            match self.release(epoch) {
+                // Nothing is left for later where the guest goes on elsewhere.
+                Ok(false) if *self.machine.state() == PrimaryState::Yielded => {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Ok(false) => return Ok(()),
+                released => {
+                    self.unreleased = None;
+                    return self.or_local_error(released.map(drop));
+                }
+            }
+        }
+    }
+
+    /// `false`: a disk asks for time.
+    fn release(&mut self, epoch: Epoch) -> Result<bool, PluginFailure> {
         // Disks first: what the guest has flushed is on stable storage before the world sees what it says next.
         for (id, disk) in &mut self.parts.disks {
-            disk.release(epoch).during(id, "releasing")?;
+            match disk.release(epoch) {
+                Err(error) if error.code() == ErrorCode::TimedOut => return Ok(false),
+                released => released.during(id, "releasing")?,
+            }
         }
         let mut networks = self.parts.networks.iter_mut();
-        networks.try_for_each(|(id, network)| network.release(epoch).during(id, "releasing output"))
+        networks.try_for_each(|(id, network)| network.release(epoch).during(id, "releasing output"))?;
+        Ok(true)
     }
 
     /// Every buffer is disengaged, even when one fails: what this side owns must talk again, what it does not own

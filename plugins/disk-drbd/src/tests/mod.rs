@@ -327,7 +327,10 @@ impl Pair {
 
     fn commit(&mut self, epoch: u64) {
         self.standby.disk.commit(Epoch(epoch)).unwrap();
-        self.primary.disk.release(Epoch(epoch)).unwrap();
+        await_that(|| match self.primary.disk.release(Epoch(epoch)) {
+            Err(error) if error.code() == ErrorCode::TimedOut => false,
+            released => released.map(|()| true).unwrap(),
+        });
     }
 
     /// A whole epoch.
@@ -347,7 +350,7 @@ impl Pair {
     }
 }
 
-fn await_that(done: impl Fn() -> bool) {
+fn await_that(mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < LIMIT, "it does not come");

@@ -1,4 +1,5 @@
-//! Two hosts that die of SIGKILL in the middle of an epoch: this very test program, in a process of its own.
+//! Two hosts that die of SIGKILL in the middle of an epoch: this very test program, in a process of its own; or what the bench has
+//! elsewhere.
 //!
 //! ```text
 //!  case                                  child, at the bench's place
@@ -9,7 +10,7 @@
 //! ```
 
 use super::DiskBench;
-use super::desk::{Desk, Half, SIZE, Seen, pattern, same};
+use super::desk::{Desk, Half, Seen, pattern, same, size};
 use aventine_api::{Epoch, Side};
 use std::io::{self, BufRead, BufReader, Write};
 use std::ops::Range;
@@ -34,6 +35,19 @@ pub fn hosts<B: DiskBench>() {
 }
 
 fn run<B: DiskBench>(bench: B, step: &str) -> Seen {
+    let mut desk = arrive(bench, step)?;
+    let mut out = io::stdout();
+    writeln!(out, "\nthere").and_then(|()| out.flush()).map_err(|e| e.to_string())?;
+    if step == "applying" {
+        desk.apply(2)?;
+    }
+    // Whatever comes next, it is not this process that goes on.
+    let _ = io::stdin().read_line(&mut String::new());
+    Ok(())
+}
+
+/// Goes as far as the step says.
+fn arrive<B: DiskBench>(bench: B, step: &str) -> Result<Desk<B>, String> {
     let model = bench.image(Side::Primary);
     let mut desk = Desk::on(bench, model)?;
     desk.connect()?;
@@ -52,21 +66,22 @@ fn run<B: DiskBench>(bench: B, step: &str) -> Seen {
     if step != "staged" {
         desk.commit(2)?;
     }
-    let mut out = io::stdout();
-    writeln!(out, "\nthere").and_then(|()| out.flush()).map_err(|e| e.to_string())?;
-    if step == "applying" {
-        desk.apply(2)?;
-    }
-    // Whatever comes next, it is not this process that goes on.
-    let _ = io::stdin().read_line(&mut String::new());
-    Ok(())
+    Ok(desk)
 }
 
 pub(super) fn a_crash_exposes_nothing<B: DiskBench>(module: &'static str) -> Seen {
     for step in STEPS {
-        let contents = pattern(SIZE, 1);
+        let contents = pattern(size::<B>(), 1);
         let bench = B::new(&contents, None);
-        crash(&bench.place(), step, module)?;
+        if B::FAR {
+            let mut desk = arrive(B::at(&bench.place()), step)?;
+            if step == "applying" {
+                desk.apply(2)?;
+            }
+            bench.crash();
+        } else {
+            crash(&bench.place(), step, module)?;
+        }
         let look = |when: &str| -> Seen {
             let image = bench.image(Side::Standby);
             for epoch in if step == "staged" { 2..=4 } else { 3..=4 } {

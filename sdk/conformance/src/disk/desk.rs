@@ -1,17 +1,19 @@
 //! A bench with both disks, the channel between them, and a model of what they hold.
 
-use super::DiskBench;
 use super::host::Listening;
 use super::wire::Wire;
+use super::{Difference, DiskBench, differs};
 pub(super) use crate::suite::Seen;
-use aventine_api::{BlockDevice, Disk, Epoch, PluginError, Side};
+use aventine_api::{BlockDevice, Disk, Epoch, ErrorCode, PluginError, Side};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-/// Bytes of an ordinary disk: not a multiple of anything.
-pub(super) const SIZE: usize = (1 << 20) + 1001;
+/// Bytes of an ordinary disk: not a multiple of anything, unless it must be.
+pub(super) fn size<B: DiskBench>() -> usize {
+    ((1_usize << 20) + 1001).next_multiple_of(B::GRAIN)
+}
 
 /// Bytes that tell their place and `seed`.
 pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
@@ -39,6 +41,8 @@ pub(super) struct Half {
     pub(super) disk: Box<dyn Disk>,
     pub(super) block: Arc<dyn BlockDevice>,
     pub(super) host: Arc<Listening>,
+    /// Whether it has taken over.
+    pub(super) active: bool,
 }
 
 impl Half {
@@ -46,7 +50,7 @@ impl Half {
         let host = Arc::new(Listening::default());
         let disk = done(format!("making the {}'s disk", side.name()), bench.make(side, host.clone()))?;
         let block = disk.block();
-        Ok(Half { disk, block, host })
+        Ok(Half { disk, block, host, active: false })
     }
 
     /// All that the device reads.
@@ -54,6 +58,17 @@ impl Half {
         let mut bytes = vec![0; self.block.size() as usize];
         done("reading the whole device", self.block.read(0, &mut bytes))?;
         Ok(bytes)
+    }
+
+    /// A standby's device can be read, or is closed as the bench says.
+    pub(super) fn expect_readable<B: DiskBench>(&self, when: &str) -> Seen {
+        match self.block.read(0, &mut [0; 4096]) {
+            Err(e) if differs::<B>(Difference::ClosedStandby) && e.code() == ErrorCode::Unavailable => Ok(()),
+            Ok(()) if differs::<B>(Difference::ClosedStandby) => {
+                Err(format!("{when}, the standby's device can be read, and is said to be closed"))
+            }
+            answer => done(format!("{when}, reading the standby's device"), answer),
+        }
     }
 
     /// The device's writing verbs, each tried; those that were carried out.
@@ -174,7 +189,18 @@ impl<B: DiskBench> Desk<B> {
 
     pub(super) fn commit(&mut self, epoch: u64) -> Seen {
         done(format_args!("`commit({epoch})`"), self.standby.disk.commit(Epoch(epoch)))?;
-        done(format_args!("`release({epoch})`"), self.primary.disk.release(Epoch(epoch)))
+        self.release(epoch)
+    }
+
+    /// As the engine does it: again while the disk asks for time.
+    pub(super) fn release(&mut self, epoch: u64) -> Seen {
+        let deadline = Instant::now() + B::PATIENCE;
+        loop {
+            match self.primary.disk.release(Epoch(epoch)) {
+                Err(e) if e.code() == ErrorCode::TimedOut && Instant::now() < deadline => thread::yield_now(),
+                answer => return done(format_args!("`release({epoch})`"), answer),
+            }
+        }
     }
 
     pub(super) fn apply(&mut self, epoch: u64) -> Seen {
@@ -182,7 +208,9 @@ impl<B: DiskBench> Desk<B> {
     }
 
     pub(super) fn activate(&mut self, epoch: u64) -> Seen {
-        done(format_args!("`activate({epoch})`"), self.standby.disk.activate(Epoch(epoch)))
+        done(format_args!("`activate({epoch})`"), self.standby.disk.activate(Epoch(epoch)))?;
+        self.standby.active = true;
+        Ok(())
     }
 
     /// A whole epoch.
@@ -200,7 +228,18 @@ impl<B: DiskBench> Desk<B> {
 
     /// The standby holds `due`, in its image and through its device.
     pub(super) fn expect_standby(&self, due: &[u8], when: &str) -> Seen {
-        same("the standby's image", &self.bench.image(Side::Standby), due, when)?;
+        let deadline = Instant::now() + B::PATIENCE;
+        loop {
+            match same("the standby's image", &self.bench.image(Side::Standby), due, when) {
+                Err(_) if differs::<B>(Difference::AppliedBelow) && Instant::now() < deadline => {}
+                Err(seen) => return Err(seen),
+                Ok(()) => break,
+            }
+            thread::yield_now();
+        }
+        if differs::<B>(Difference::ClosedStandby) && !self.standby.active {
+            return self.standby.expect_readable::<B>(when);
+        }
         same("the standby's device", &self.standby.read()?, due, when)
     }
 

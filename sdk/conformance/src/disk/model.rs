@@ -1,14 +1,16 @@
 //! Random runs against a model: a plain vector of bytes, and a snapshot of it for each sealed epoch.
 
-use super::DiskBench;
 use super::desk::{Desk, Half, Seen, done, pattern, same};
+use super::{Difference, DiskBench, differs};
 use aventine_api::{Disengage, Epoch, Side};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const RUNS: u64 = 24;
 const STEPS: usize = 60;
-const SIZE: usize = 300_000 + 1001;
+
+fn size<B: DiskBench>() -> usize {
+    (300_000_usize + 1001).next_multiple_of(B::GRAIN)
+}
 
 /// xorshift64*: the same run for the same seed, everywhere.
 struct Random(u64);
@@ -26,10 +28,10 @@ impl Random {
     }
 
     /// Offset and length inside the disk: mostly small and near each other, sometimes long.
-    fn range(&mut self) -> (usize, usize) {
+    fn range<B: DiskBench>(&mut self) -> (usize, usize) {
         if self.below(7) == 0 {
-            let at = self.below(SIZE);
-            (at, 1 + self.below(SIZE - at))
+            let at = self.below(size::<B>());
+            (at, 1 + self.below(size::<B>() - at))
         } else {
             (self.below(20_000), 1 + self.below(12_000))
         }
@@ -47,7 +49,7 @@ struct Run<B> {
 }
 
 pub(super) fn a_model_agrees<B: DiskBench>(_: &str) -> Seen {
-    for seed in 1..=RUNS {
+    for seed in 1..=B::RUNS {
         let mut told = Vec::new();
         run::<B>(seed, &mut told).map_err(|seen| format!("{seen}\n  seed {seed}: {}", told.join(", ")))?;
     }
@@ -56,12 +58,12 @@ pub(super) fn a_model_agrees<B: DiskBench>(_: &str) -> Seen {
 
 fn run<B: DiskBench>(seed: u64, told: &mut Vec<String>) -> Seen {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let mut contents = vec![0; SIZE];
+    let mut contents = vec![0; size::<B>()];
     for _ in 0..random.below(4) {
-        let (at, len) = random.range();
+        let (at, len) = random.range::<B>();
         contents[at..at + len].copy_from_slice(&pattern(len, at as u8));
     }
-    let standby = random.is().then(|| pattern(SIZE, 99));
+    let standby = random.is().then(|| pattern(size::<B>(), 99));
     let mut desk = Desk::on(B::new(&contents, standby.as_deref()), contents)?;
     desk.connect()?;
     let mut run = Run { desk, random, snapshots: BTreeMap::new(), sealed: 0, committed: 0, applied: 0 };
@@ -75,7 +77,7 @@ fn run<B: DiskBench>(seed: u64, told: &mut Vec<String>) -> Seen {
 impl<B: DiskBench> Run<B> {
     fn step(mut self, told: &mut Vec<String>) -> Result<Run<B>, String> {
         let step = self.random.below(24);
-        let (at, len) = self.random.range();
+        let (at, len) = self.random.range::<B>();
         let fua = self.random.below(10) == 0;
         told.push(match step {
             0..8 => {
@@ -144,6 +146,9 @@ impl<B: DiskBench> Run<B> {
         self.committed += 1;
         self.desk.await_staged(self.committed)?;
         self.desk.commit(self.committed)?;
+        if differs::<B>(Difference::AppliedBelow) {
+            self.applied = self.committed;
+        }
         self.expect_standby("after `commit`")
     }
 
@@ -167,7 +172,7 @@ impl<B: DiskBench> Run<B> {
     fn lose(self) -> Result<Run<B>, String> {
         let Run { mut desk, mut random, .. } = self;
         desk.wire.cut();
-        let (at, len) = random.range();
+        let (at, len) = random.range::<B>();
         desk.write(at, &pattern(len, 77), false)?;
         if random.is() {
             desk.primary.host.wait(B::PATIENCE, |h| h.failed.is_some());
@@ -194,6 +199,7 @@ impl<B: DiskBench> Run<B> {
         done("a write after `activate`", Arc::clone(block).write(3, b"standby", true))?;
         due[3..10].copy_from_slice(b"standby");
         self.desk.write(3, b"primary", false)?;
+        done("`disengage(Owner)`", self.desk.primary.disk.disengage(Disengage::Owner))?;
         self.desk.expect_primary("alone")?;
         same("the primary's image", &self.desk.bench.image(Side::Primary), &self.desk.model, "alone")?;
         self.desk.expect_standby(&due, "alone")

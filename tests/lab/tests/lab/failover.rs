@@ -18,12 +18,14 @@ use std::process::Command;
 use std::time::Duration;
 
 /// On the hosts' network.
-const GUEST: &str = "10.9.0.50";
+pub(crate) const GUEST: &str = "10.9.0.50";
 const MAC: &str = "52:54:00:a7:e0:01";
+/// What the network is in tests of something else.
+pub(crate) const USERSPACE: &str = "plugin = \"userspace\"\nuplink = { tap = \"guest\" }";
 /// Longest that anything may take: these machines are slow.
 const LIMIT: Duration = Duration::from_secs(240);
 /// One TCP connection for each channel.
-const TCP: &str = "
+pub(crate) const TCP: &str = "
 [transport]
 plugin = \"tcp\"
 listen = \"0.0.0.0:7400\"
@@ -81,8 +83,9 @@ fn observer() {
     println!("a gratuitous ARP and an unsolicited neighbour advertisement");
 }
 
-/// A host with a bridge for the guest's tap, and a configuration.
-fn prepare(host: &Host, network: &str, transport: &str) {
+/// A host with a bridge for the guest's tap, and a configuration: the keys of a network and of disks, the transport's tables, and
+/// the time between epochs.
+pub(crate) fn prepare(host: &Host, network: &str, disks: &[&str], transport: &str, interval: &str) {
     let address = host.address();
     ok(host, "modprobe -a kvm_amd tun bridge");
     let lines = format!(
@@ -94,6 +97,11 @@ fn prepare(host: &Host, network: &str, transport: &str) {
     );
     ok(host, &lines);
     let [kernel, initrd] = ["AVENTINE_KERNEL", "AVENTINE_INITRD"].map(|v| given(v).display().to_string());
+    let devices =
+        disks.iter().enumerate().map(|(n, _)| format!("\"-device\", \"virtio-blk-pci,drive=disk{n}\","));
+    let devices = devices.collect::<String>();
+    let tables = disks.iter().enumerate().map(|(n, keys)| format!("[[disk]]\nid = \"disk{n}\"\n{keys}\n"));
+    let tables = tables.collect::<String>();
     let configuration = format!(
         r#"name = "web"
 heartbeat = "200ms"
@@ -106,17 +114,19 @@ command = [
     "-display", "none", "-kernel", "{kernel}", "-initrd", "{initrd}",
     "-append", "quiet mitigations=off no_timer_check cryptomgr.notests panic=-1 address={GUEST}/24", "-no-reboot",
     "-device", "virtio-net-pci,netdev=net0,romfile=,mac={MAC}",
+    {devices}
 ]
 
 [[network]]
 id = "net0"
 {network}
 
+{tables}
 {transport}
 
 [policy]
 plugin = "fixed"
-interval = "200ms"
+interval = "{interval}"
 
 [arbiter]
 plugin = "etcd"
@@ -127,11 +137,11 @@ unsafe_plaintext = true
     host.put(Path::new("/etc/aventine/web.toml"), configuration.as_bytes(), 0o600).unwrap();
 }
 
-fn aventine<'h>(host: &'h Host, role: &str) -> Process<'h> {
+pub(crate) fn aventine<'h>(host: &'h Host, role: &str) -> Process<'h> {
     host.spawn(Command::new(given("AVENTINE_PROGRAM")).args([role, "/etc/aventine/web.toml"])).unwrap()
 }
 
-fn arbiter(host: &Host) -> Process<'_> {
+pub(crate) fn arbiter(host: &Host) -> Process<'_> {
     let mut etcd = Command::new("etcd");
     etcd.args(["--data-dir", "/run/etcd", "--listen-client-urls", "http://10.9.0.12:2379"]);
     etcd.args([
@@ -151,7 +161,7 @@ fn fail_over(network: &str, transport: &str, device: impl Fn(&Host)) {
     let [a, b, c] = hosts.as_slice() else { unreachable!() };
     let mut etcd = arbiter(c);
     for host in [a, b] {
-        prepare(host, network, transport);
+        prepare(host, network, &[], transport, "200ms");
         device(host);
     }
     etcd.wait_for("ready to serve client requests").unwrap();
@@ -175,7 +185,7 @@ fn fail_over(network: &str, transport: &str, device: impl Fn(&Host)) {
 
 #[test]
 fn a_guest_held_in_this_process_survives_its_host() {
-    fail_over("plugin = \"userspace\"\nuplink = { tap = \"guest\" }", TCP, |_| ());
+    fail_over(USERSPACE, TCP, |_| ());
 }
 
 #[test]
@@ -216,5 +226,5 @@ tls = {tls}
 unsafe_unencrypted_payload = true
 "#
     );
-    fail_over("plugin = \"userspace\"\nuplink = { tap = \"guest\" }", &transport, |host| ok(host, &fabric));
+    fail_over(USERSPACE, &transport, |host| ok(host, &fabric));
 }

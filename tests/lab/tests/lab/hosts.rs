@@ -85,6 +85,21 @@ fn a_host_has_its_own_name_time_randomness_disk_and_files() {
 }
 
 #[test]
+fn a_host_that_lost_its_power_comes_back_with_its_disk_and_nothing_else() {
+    let lab = lab(2);
+    let [a, b] = lab.hosts.as_slice() else { unreachable!() };
+    a.put(Path::new("/file"), b"gone", 0o600).unwrap();
+    let written = "echo kept | dd of=/dev/vda bs=512 conv=sync oflag=direct; echo written; cat";
+    let mut process = a.spawn(Command::new("sh").args(["-c", written])).unwrap();
+    process.wait_for("written").unwrap();
+    a.kill();
+    a.start_again().unwrap();
+    assert!(matches!(process.wait_for("more"), Err(HostError::Lost { host: 0, .. })));
+    assert_eq!(shell(a, "hostname; head -n 1 /dev/vda; ls /file").stdout, b"lab0\nkept\n");
+    assert!(reaches(a, b.address()) && reaches(b, a.address()));
+}
+
+#[test]
 fn a_process_takes_input_and_can_be_killed() {
     let lab = lab(1);
     let host = &lab.hosts[0];

@@ -1,7 +1,7 @@
 //! A channel that is slow, stuck, lost, or carries what it should not.
 
 use super::super::DiskBench;
-use super::super::desk::{Desk, SIZE, Seen, done, pattern};
+use super::super::desk::{Desk, Seen, done, pattern, size};
 use crate::within::within;
 use aventine_api::{Disengage, Epoch, ErrorCode, MAX_RECORD, RecordHead};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(crate) fn records_fit_the_channel<B: DiskBench>(_: &str) -> Seen {
 }
 
 pub(crate) fn seal_does_not_wait<B: DiskBench>(_: &str) -> Seen {
-    let mut desk = Desk::<B>::armed(pattern(SIZE, 1))?;
+    let mut desk = Desk::<B>::armed(pattern(size::<B>(), 1))?;
     desk.wire.stop();
     for i in 0..3 {
         desk.write(i * 1000, &pattern(50_000, i as u8), false)?;
@@ -43,11 +43,11 @@ pub(crate) fn seal_does_not_wait<B: DiskBench>(_: &str) -> Seen {
 }
 
 pub(crate) fn nothing_waits_in_the_pause<B: DiskBench>(_: &str) -> Seen {
-    let mut desk = Desk::<B>::armed(pattern(SIZE, 1))?;
+    let mut desk = Desk::<B>::armed(pattern(size::<B>(), 1))?;
     for (turn, epoch) in (2..=4_u64).enumerate() {
         desk.wire.stop();
         desk.primary.disk.pausing();
-        let data = pattern(SIZE / 2, epoch as u8);
+        let data = pattern(size::<B>() / 2, epoch as u8);
         desk.model[turn..turn + data.len()].copy_from_slice(&data);
         let block = Arc::clone(&desk.primary.block);
         let ended = within(B::PATIENCE, "a write and a flush between `pausing` and `seal`", move || {
@@ -67,7 +67,7 @@ pub(crate) fn nothing_waits_in_the_pause<B: DiskBench>(_: &str) -> Seen {
 }
 
 pub(crate) fn a_lost_channel_is_told<B: DiskBench>(_: &str) -> Seen {
-    let mut desk = Desk::<B>::armed(pattern(SIZE, 1))?;
+    let mut desk = Desk::<B>::armed(pattern(size::<B>(), 1))?;
     desk.wire.cut();
     desk.write(0, b"after the loss", false)?;
     for (side, host) in [("primary", &desk.primary.host), ("standby", &desk.standby.host)] {
@@ -82,13 +82,13 @@ pub(crate) fn a_lost_channel_is_told<B: DiskBench>(_: &str) -> Seen {
 }
 
 pub(crate) fn a_lost_channel_holds_nobody<B: DiskBench>(_: &str) -> Seen {
-    let mut desk = Desk::<B>::armed(pattern(SIZE, 1))?;
+    let mut desk = Desk::<B>::armed(pattern(size::<B>(), 1))?;
     desk.wire.stop();
     let block = Arc::clone(&desk.primary.block);
     // More than most buffers hold: the writer may wait for the channel when it is cut.
     let (tx, writer) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let answer = (0..20).try_for_each(|i| block.write(0, &pattern(SIZE, i), false));
+        let answer = (0..20).try_for_each(|i| block.write(0, &pattern(size::<B>(), i), false));
         let _ = tx.send(answer.and_then(|()| block.flush()));
     });
     if !desk.wire.wait(B::PATIENCE, |s| s.full) {
@@ -98,7 +98,7 @@ pub(crate) fn a_lost_channel_holds_nobody<B: DiskBench>(_: &str) -> Seen {
     let ended = writer.recv_timeout(B::PATIENCE);
     let ended = ended.map_err(|_| format!("a write did not return {:?} after the loss", B::PATIENCE))?;
     done("a write during which the channel was lost", ended)?;
-    desk.model = pattern(SIZE, 19);
+    desk.model = pattern(size::<B>(), 19);
     desk.write(7, b"alone", true)?;
     desk.expect_primary("after the channel was lost")?;
     done("`disengage(Owner)`", desk.primary.disk.disengage(Disengage::Owner))
@@ -133,7 +133,7 @@ pub(crate) fn foreign_records_are_refused<B: DiskBench>(_: &str) -> Seen {
         ("a record that ends after its first byte", |_, bytes| bytes.truncate(1)),
     ];
     for (what, change) in foreign {
-        let mut desk = Desk::<B>::armed(pattern(SIZE, 1))?;
+        let mut desk = Desk::<B>::armed(pattern(size::<B>(), 1))?;
         let before = desk.model.clone();
         desk.wire.change(|s| {
             s.harm = Some(Box::new(move |head, bytes| {
@@ -150,7 +150,7 @@ pub(crate) fn foreign_records_are_refused<B: DiskBench>(_: &str) -> Seen {
 
 pub(crate) fn harmed_records_are_refused<B: DiskBench>(_: &str) -> Seen {
     for lost in [false, true] {
-        let mut desk = Desk::<B>::armed(pattern(SIZE, 1))?;
+        let mut desk = Desk::<B>::armed(pattern(size::<B>(), 1))?;
         let before = desk.model.clone();
         let mut harmed = false;
         desk.wire.change(|s| {

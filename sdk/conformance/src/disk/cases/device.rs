@@ -1,34 +1,36 @@
 //! What the guest sees of its disk.
 
 use super::super::DiskBench;
-use super::super::desk::{Desk, SIZE, Seen, done, pattern, same};
+use super::super::desk::{Desk, Seen, done, pattern, same, size};
 use aventine_api::Side;
 use std::sync::Arc;
 use std::thread;
 
 /// Offsets and lengths that a disk may treat in different ways: of sectors, pages and none of these.
-const RANGES: [(usize, usize); 12] = [
-    (0, 512),
-    (4096, 4096),
-    (1, 1),
-    (511, 2),
-    (4095, 4098),
-    (100_000, 70_001),
-    (65_536, 65_536),
-    (66_000, 3),
-    (SIZE - 1, 1),
-    (SIZE - 5000, 5000),
-    (7, 300_000),
-    (299_999, 513),
-];
+fn ranges(size: usize) -> [(usize, usize); 12] {
+    [
+        (0, 512),
+        (4096, 4096),
+        (1, 1),
+        (511, 2),
+        (4095, 4098),
+        (100_000, 70_001),
+        (65_536, 65_536),
+        (66_000, 3),
+        (size - 1, 1),
+        (size - 5000, 5000),
+        (7, 300_000),
+        (299_999, 513),
+    ]
+}
 
 pub(crate) fn reads_see_writes<B: DiskBench>(_: &str) -> Seen {
-    let mut desk = Desk::<B>::apart(pattern(SIZE, 1))?;
+    let mut desk = Desk::<B>::apart(pattern(size::<B>(), 1))?;
     for session in ["alone", "replicated"] {
-        for (turn, (at, len)) in RANGES.into_iter().enumerate() {
+        for (turn, (at, len)) in ranges(size::<B>()).into_iter().enumerate() {
             desk.write(at, &pattern(len, turn as u8 + 7), turn % 3 == 1)?;
             let mut read = vec![0; len + 2];
-            let from = at.saturating_sub(1).min(SIZE - read.len());
+            let from = at.saturating_sub(1).min(size::<B>() - read.len());
             let answer = desk.primary.block.read(from as u64, &mut read);
             done(format_args!("reading {} bytes at {from}", read.len()), answer)?;
             let due = &desk.model[from..from + read.len()];
@@ -44,9 +46,9 @@ pub(crate) fn reads_see_writes<B: DiskBench>(_: &str) -> Seen {
 }
 
 pub(crate) fn zeroes_and_trims_read_as_zero<B: DiskBench>(_: &str) -> Seen {
-    let mut desk = Desk::<B>::armed(pattern(SIZE, 1))?;
-    for (turn, (at, len)) in RANGES.into_iter().enumerate() {
-        let whole = pattern(SIZE, turn as u8 + 9);
+    let mut desk = Desk::<B>::armed(pattern(size::<B>(), 1))?;
+    for (turn, (at, len)) in ranges(size::<B>()).into_iter().enumerate() {
+        let whole = pattern(size::<B>(), turn as u8 + 9);
         desk.write(0, &whole, false)?;
         match turn % 3 {
             0 => desk.trim(at, len)?,
@@ -59,14 +61,14 @@ pub(crate) fn zeroes_and_trims_read_as_zero<B: DiskBench>(_: &str) -> Seen {
 }
 
 pub(crate) fn the_size_stays<B: DiskBench>(_: &str) -> Seen {
-    let mut desk = Desk::<B>::apart(pattern(SIZE, 1))?;
+    let mut desk = Desk::<B>::apart(pattern(size::<B>(), 1))?;
     // Kept from before `receive`, as an export keeps it.
     let devices = [Arc::clone(&desk.primary.block), Arc::clone(&desk.standby.block)];
     let look = |when: &str| {
         for (side, device) in [Side::Primary, Side::Standby].into_iter().zip(&devices) {
-            let size = device.size();
-            if size != SIZE as u64 {
-                return Err(format!("{when}, the {}'s device has {size} bytes, not {SIZE}", side.name()));
+            let (size, due) = (device.size(), size::<B>());
+            if size != due as u64 {
+                return Err(format!("{when}, the {}'s device has {size} bytes, not {due}", side.name()));
             }
         }
         Ok(())
@@ -82,7 +84,7 @@ pub(crate) fn the_size_stays<B: DiskBench>(_: &str) -> Seen {
 }
 
 pub(crate) fn threads_may_write_at_once<B: DiskBench>(_: &str) -> Seen {
-    let mut desk = Desk::<B>::apart(pattern(SIZE, 1))?;
+    let mut desk = Desk::<B>::apart(pattern(size::<B>(), 1))?;
     desk.connect()?;
     for epoch in 1..=3_u64 {
         let writers = (0..4_u64).map(|writer| {

@@ -114,6 +114,8 @@ struct EndOfDisk {
     disk: Box<dyn Disk>,
     block: Arc<dyn BlockDevice>,
     says: Arc<Says>,
+    /// How long each seal took.
+    seals: Vec<Duration>,
 }
 
 impl EndOfDisk {
@@ -129,7 +131,7 @@ impl EndOfDisk {
             host: Arc::clone(&says) as Arc<dyn Host>,
         };
         let disk = make(TEXT, context).unwrap_or_else(|error| panic!("{}", error.chain()));
-        EndOfDisk { block: disk.block(), disk, says }
+        EndOfDisk { block: disk.block(), disk, says, seals: Vec::new() }
     }
 
     fn carry_out(&mut self, line: &str) -> Result<String, PluginError> {
@@ -157,18 +159,39 @@ impl EndOfDisk {
             }
             "seal" => {
                 self.disk.pausing();
+                let start = Instant::now();
                 self.disk.seal(Epoch(number))?;
+                self.seals.push(start.elapsed());
             }
             "commit" => {
                 await_that("epoch", || self.says.0.load(Ordering::SeqCst) >= number);
                 self.disk.commit(Epoch(number))?;
             }
-            "release" => self.disk.release(Epoch(number))?,
+            "release" => {
+                let start = Instant::now();
+                while let Err(error) = self.disk.release(Epoch(number)) {
+                    if error.code() != ErrorCode::TimedOut || start.elapsed() > LIMIT {
+                        return Err(error);
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            "owes" => {
+                let owed = self.disk.release(Epoch(number)).map_err(|e| e.code());
+                assert_eq!(owed, Err(ErrorCode::TimedOut));
+            }
             "activate" => self.disk.activate(Epoch(number))?,
             "holds-nothing" => await_that("end of what is held", || self.disk.stats().buffered_bytes == 0),
             "holds-something" => assert_ne!(self.disk.stats().buffered_bytes, 0),
             "disengage" if words[1] == "owner" => self.disk.disengage(Disengage::Owner)?,
             "disengage" => self.disk.disengage(Disengage::NotOwner)?,
+            "figures" => {
+                let stats = self.disk.stats();
+                let mut seals = std::mem::take(&mut self.seals);
+                seals.sort();
+                let (median, most) = (seals[seals.len() / 2].as_micros(), seals[seals.len() - 1].as_micros());
+                return Ok(format!("{} {} {median} {most}", stats.written_bytes, stats.replicated_bytes));
+            }
             "sum" => {
                 let mut bytes = vec![0; self.block.size() as usize];
                 self.block.read(0, &mut bytes)?;

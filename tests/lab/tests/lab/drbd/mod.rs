@@ -7,6 +7,8 @@
 //! Each case compares the disk with a model of exactly the committed epochs.
 
 mod ends;
+mod guest;
+mod rules;
 
 use crate::lab;
 use crate::nested::ok;
@@ -31,13 +33,14 @@ fn tools() -> PathBuf {
     home.join("root")
 }
 
-/// Brings the resource up on both hosts, both sides up to date with zeroes.
-fn prepare(hosts: &[Host], protocol: char) {
+/// Gives a host DRBD, and a resource on the block device `disk`, of which it uses `megabytes`.
+fn configure(host: &Host, protocol: char, disk: &str, megabytes: usize) {
     let configuration = format!(
         "global {{ usage-count no; }}
 resource r0 {{
   net {{ protocol {protocol}; connect-int 1; ping-int 1; timeout 9; after-sb-1pri discard-secondary; }}
-  device /dev/drbd0; disk /dev/loop0; meta-disk internal;
+  disk {{ size {megabytes}M; }}
+  device /dev/drbd0; disk {disk}; meta-disk internal;
   on lab0 {{ address 10.9.0.10:7788; }}
   on lab1 {{ address 10.9.0.11:7788; }}
 }}
@@ -45,20 +48,31 @@ resource r0 {{
     );
     let root = tools();
     let root = root.display();
-    for host in hosts {
-        host.put(Path::new("/etc/drbd.conf"), configuration.as_bytes(), 0o600).unwrap();
-        ok(
-            host,
-            &format!(
-                "cp -r {root}/sbin/. /sbin/; cp -r {root}/lib/. /lib/; mkdir -p /run/drbd /run/lock /var/lib/drbd
-                 modprobe -a loop drbd; truncate -s 8M /run/disk; losetup /dev/loop0 /run/disk
-                 drbdadm create-md --force r0; drbdadm up r0"
-            ),
-        );
-    }
+    host.put(Path::new("/etc/drbd.conf"), configuration.as_bytes(), 0o600).unwrap();
+    ok(
+        host,
+        &format!(
+            "cp -r {root}/sbin/. /sbin/; cp -r {root}/lib/. /lib/; mkdir -p /run/drbd /run/lock /var/lib/drbd
+             modprobe -a loop drbd"
+        ),
+    );
+}
+
+/// Brings the resource up for the first time on both hosts, both sides up to date with zeroes.
+fn create(hosts: &[Host]) {
+    hosts[..2].iter().for_each(|host| ok(host, "drbdadm create-md --force r0; drbdadm up r0"));
     await_proc(&hosts[0], "cs:Connected");
     ok(&hosts[0], "drbdadm new-current-uuid --clear-bitmap r0/0");
-    hosts.iter().for_each(|host| await_proc(host, "ds:UpToDate/UpToDate"));
+    hosts[..2].iter().for_each(|host| await_proc(host, "ds:UpToDate/UpToDate"));
+}
+
+/// A resource that is gone with the host.
+fn prepare(hosts: &[Host], protocol: char) {
+    for host in hosts {
+        configure(host, protocol, "/dev/loop0", 7);
+        ok(host, "truncate -s 8M /run/disk; losetup /dev/loop0 /run/disk");
+    }
+    create(hosts);
 }
 
 fn await_proc(host: &Host, text: &str) {
@@ -131,6 +145,16 @@ fn below(host: &Host, size: u64) -> Vec<u8> {
     host.run(Command::new("sh").args(["-c", &line])).unwrap().stdout
 }
 
+/// The same where that is a disk of the machine's.
+fn vda(host: &Host, size: u64) -> Vec<u8> {
+    let line = format!("dd if=/dev/vda bs=4096 count={} iflag=direct", size / 4096);
+    host.run(Command::new("sh").args(["-c", &line])).unwrap().stdout
+}
+
+fn assert_no_split_brain(host: &Host) {
+    ok(host, "! dmesg | grep -i split-brain");
+}
+
 /// The primary's host loses its power in the middle of an epoch; then in the middle of what DRBD is given.
 fn lose_the_primary(protocol: char, applying: bool) {
     let Lab { hosts } = lab(2);
@@ -190,8 +214,17 @@ fn a_link_of_drbds_that_is_cut_and_comes_back_costs_no_epoch() {
     let mut ends = Ends::start(a, b);
     ends.epoch(1, 1);
     tell(&mut ends.standby, "holds-nothing");
+    // A device that stands still is not waited for, and what was flushed is owed.
+    ok(a, "drbdadm suspend-io r0");
+    tell(&mut ends.primary, "write 2");
+    tell(&mut ends.primary, "seal 2");
+    tell(&mut ends.standby, "commit 2");
+    tell(&mut ends.primary, "owes 2");
+    tell(&mut ends.primary, "owes 2");
+    ok(a, "drbdadm resume-io r0");
+    tell(&mut ends.primary, "release 2");
+    tell(&mut ends.standby, "holds-nothing");
     ok(a, "drbdadm disconnect r0");
-    ends.epoch(2, 2);
     ends.epoch(3, 100);
     tell(&mut ends.standby, "holds-something");
     ok(a, "drbdadm connect r0");
@@ -276,6 +309,39 @@ fn a_primary_that_has_lost_the_guest_comes_back_and_is_resynced() {
 }
 
 #[test]
+fn a_primary_that_lost_its_power_comes_back_by_an_ordinary_resync() {
+    let Lab { hosts } = lab(2);
+    let [a, b] = hosts.as_slice() else { unreachable!() };
+    hosts.iter().for_each(|host| configure(host, 'C', "/dev/vda", 7));
+    create(&hosts);
+    let size = size(a);
+    let mut ends = Ends::start(a, b);
+    ends.epoch(1, 1);
+    ends.epoch(2, 100);
+    tell(&mut ends.standby, "holds-nothing");
+    tell(&mut ends.primary, "write 101");
+    tell(&mut ends.primary, "seal 3");
+    tell(&mut ends.standby, "commit 3");
+    // Not waited for.
+    ends.primary.input().write(b"release 3\n").unwrap();
+    a.kill();
+    let Ends { primary, mut standby } = ends;
+    drop(primary);
+    tell(&mut standby, "activate 3");
+    tell(&mut standby, "write 7");
+    a.start_again().unwrap();
+    configure(a, 'C', "/dev/vda", 7);
+    ok(a, "drbdadm up r0");
+    let mut ends = Ends { primary: standby, standby: end(a, "standby") }.join(a);
+    ends.epoch(1, 8);
+    tell(&mut ends.standby, "holds-nothing");
+    let due = ends::model(size, &[1, 100, 101, 7, 8]);
+    assert!(vda(a, size) == due && vda(b, size) == due, "the disks differ");
+    await_proc(a, "cs:Connected ro:Secondary/Primary ds:UpToDate/UpToDate");
+    hosts.iter().for_each(assert_no_split_brain);
+}
+
+#[test]
 fn a_primary_whose_controller_died_comes_back_by_an_ordinary_resync() {
     let Lab { hosts } = lab(2);
     let [a, b] = hosts.as_slice() else { unreachable!() };
@@ -297,7 +363,62 @@ fn a_primary_whose_controller_died_comes_back_by_an_ordinary_resync() {
     tell(&mut ends.standby, "holds-nothing");
     let due = ends::model(size, &[1, 7, 8]);
     assert!(below(a, size) == due && below(b, size) == due, "the disks differ");
-    for host in &hosts {
-        ok(host, "! dmesg | grep -i split-brain");
+    hosts.iter().for_each(assert_no_split_brain);
+}
+
+/// A number of the host's.
+fn number(host: &Host, line: &str) -> u64 {
+    let output = host.run(Command::new("sh").args(["-c", line])).unwrap().stdout;
+    String::from_utf8(output).unwrap().trim().parse().unwrap()
+}
+
+/// The cost of writing twice. Times are those of an emulated processor.
+#[test]
+#[ignore = "prints figures for a person"]
+fn what_writing_twice_costs() {
+    const EPOCHS: u64 = 20;
+    let Lab { hosts } = lab(2);
+    let [a, b] = hosts.as_slice() else { unreachable!() };
+    prepare(&hosts, 'C');
+    // What DRBD has sent, in KiB, and what went out at all.
+    let counters = || {
+        let drbd = number(a, "sed -n 's/.* *ns:\\([0-9]*\\) .*/\\1/p' /proc/drbd") << 10;
+        (drbd, number(a, "cat /sys/class/net/eth0/statistics/tx_bytes"))
+    };
+    println!(
+        "{:<44} {:>9} {:>8} {:>7} {:>7} {:>15}",
+        "an epoch's writes", "written", "channel", "DRBD", "wire", "seal µs"
+    );
+    for (what, contents) in
+        [("200 of up to 40 kB, any alignment", 100), ("40 of up to 9 kB, any alignment", 1)]
+    {
+        let mut ends = Ends::start(a, b);
+        ends.epoch(1, contents);
+        tell(&mut ends.standby, "holds-nothing");
+        tell(&mut ends.primary, "figures");
+        let before = counters();
+        for epoch in 2..EPOCHS + 2 {
+            ends.epoch(epoch, contents + epoch);
+        }
+        tell(&mut ends.standby, "holds-nothing");
+        let after = counters();
+        ends.primary.input().write(b"figures\n").unwrap();
+        ends.primary.input().write(b"").unwrap();
+        let said = String::from_utf8(ends.primary.output().unwrap().stdout).unwrap();
+        let figures = said.lines().filter_map(|l| l.strip_prefix("did figures: ")?.strip_suffix('.'));
+        let rows: Vec<Vec<u64>> =
+            figures.map(|l| l.split(' ').map(|n| n.parse().unwrap()).collect()).collect();
+        let (written, sent) = (rows[1][0] - rows[0][0], rows[1][1] - rows[0][1]);
+        let per = |bytes: u64| format!("{:.2}", bytes as f64 / written as f64);
+        println!(
+            "{what:<44} {written:>9} {:>8} {:>7} {:>7} {:>7}..{:<6}",
+            per(sent),
+            per(after.0 - before.0),
+            per(after.1 - before.1),
+            rows[1][2],
+            rows[1][3]
+        );
+        ends.standby.input().write(b"").unwrap();
+        ends.standby.wait_for("gone").unwrap();
     }
 }
