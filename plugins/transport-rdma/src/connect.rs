@@ -296,3 +296,42 @@ impl Door {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../testing/fabric.rs"]
+mod fabric;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Direction, ticket};
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    #[test]
+    fn a_queue_pair_without_the_ticket_is_refused_and_the_right_one_still_comes() {
+        fabric::unpacked();
+        aventine_lab::inside(|| {
+            fabric::start();
+            let libraries = Libraries::get().unwrap();
+            let (never, tether) = (eventfd(0, EventfdFlags::CLOEXEC).unwrap(), UnixStream::pair().unwrap());
+            let deadline = Instant::now() + Duration::from_secs(120);
+            let watch = || Watch { ended: never.as_fd(), tether: tether.0.as_fd(), deadline };
+            let door = Door::open(libraries, [10, 9, 0, 10].into()).unwrap();
+            let (ours, theirs) =
+                (ticket(&[7; 32], Direction::FromPrimary), ticket(&[7; 32], Direction::FromStandby));
+            let (at, watch) = (door.address(), &watch);
+            thread::scope(|scope| {
+                let admitted = scope.spawn(move || door.admit(&watch(), &ours, Use::Receive, 65_536));
+                for wrong in [[0; TICKET], theirs] {
+                    let refused = dial(libraries, &watch(), at, &wrong, Use::Send, 65_536);
+                    let refused = refused.err().expect("a stranger was let in").to_string();
+                    assert!(refused.contains("the other host refuses it"), "{refused}");
+                }
+                assert!(dial(libraries, &watch(), at, &ours, Use::Send, 65_536).is_ok());
+                assert!(admitted.join().unwrap().is_ok());
+            });
+        });
+    }
+}

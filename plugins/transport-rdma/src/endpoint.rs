@@ -219,8 +219,8 @@ impl Endpoint {
             WC_SUCCESS if seen.wr_id != RECEIVE => Completion::Wrote(seen.wr_id),
             // Somebody sent a message instead of writing.
             WC_SUCCESS => Completion::Failed("what came is no write"),
-            // SAFETY: it answers a constant for any number.
             status => {
+                // SAFETY: it answers a constant for any number.
                 Completion::Failed(unsafe { constant((self.libraries.verbs.ibv_wc_status_str)(status)) })
             }
         }))

@@ -277,8 +277,8 @@ impl Memory {
         // SAFETY: that memory.
         let kept = unsafe { madvise(at, len, Advice::LinuxDontFork) }.map_err(io::Error::from);
         let access = if open { ACCESS_LOCAL_WRITE | ACCESS_REMOTE_WRITE } else { 0 };
-        // SAFETY: memory that stays until the region is given back.
         let region = kept.and_then(|()| {
+            // SAFETY: memory that stays until the region is given back.
             made(unsafe { (libraries.verbs.ibv_reg_mr)(domain.raw.as_ptr(), at, len, access) })
         });
         let region = region.inspect_err(|_| {
