@@ -207,7 +207,10 @@ impl Staging {
             let mut compared = Vec::new();
             let done = records.kept.iter().try_for_each(|kept| match kept {
                 Kept::Changes(payload) => self.carry_out(payload, image),
-                Kept::Check(check) => Ok(compared.push(differs(check, image)?)),
+                Kept::Check(check) => {
+                    compared.push(differs(check, image)?);
+                    Ok(())
+                }
             });
             if let Err(source) = done {
                 lock(&self.state).half = Some(of);
