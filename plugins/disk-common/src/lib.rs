@@ -4,6 +4,7 @@
 
 pub mod change;
 mod direct;
+mod error;
 pub mod image;
 pub mod marker;
 pub mod pool;
