@@ -18,8 +18,8 @@
 //! It stands beside the image, or in the configuration's directory for a device, because `/dev` does not outlive a reboot.
 
 use crate::blocks::{Blocks, REGION, block_of};
+use aventine_disk_common::beside;
 use aventine_disk_common::image::Stamp;
-use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -147,15 +147,7 @@ fn parse(bits: &[u8], into: &Blocks) -> Option<()> {
 
 impl Place {
     pub(crate) fn of(image: &Path, config_dir: &Path) -> Place {
-        let mut path = OsString::from(match image.strip_prefix("/dev") {
-            Ok(device) => {
-                let parts: Vec<_> = device.iter().map(|part| part.to_string_lossy()).collect();
-                config_dir.join(format!("dev-{}", parts.join("-")))
-            }
-            Err(_) => image.to_owned(),
-        });
-        path.push(".aventine");
-        Place(path.into())
+        Place(beside(image, config_dir))
     }
 
     pub(crate) fn path(&self) -> &Path {

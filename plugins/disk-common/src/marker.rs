@@ -7,7 +7,7 @@
 //! While a standby follows, any moment may leave the image between two epochs, so `following` is written once and
 //! stands for all of them: only a standby that takes over removes it.
 
-use std::ffi::OsString;
+use crate::beside;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -38,17 +38,9 @@ pub struct Marker {
 }
 
 impl Marker {
-    /// The note of `image`: beside it, or in `config_dir` for a device, because `/dev` does not outlive a reboot.
+    /// The note of `image`: see [`beside`].
     pub fn of(image: &Path, config_dir: &Path) -> Marker {
-        let mut path = OsString::from(match image.strip_prefix("/dev") {
-            Ok(device) => {
-                let parts: Vec<_> = device.iter().map(|part| part.to_string_lossy()).collect();
-                config_dir.join(format!("dev-{}", parts.join("-")))
-            }
-            Err(_) => image.to_owned(),
-        });
-        path.push(".aventine");
-        Marker { path: path.into() }
+        Marker { path: beside(image, config_dir) }
     }
 
     /// Where it is.
