@@ -16,6 +16,7 @@ use aventine_lab::{Host, Lab, Process, packages};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// DRBD's tools, unpacked.
 fn tools() -> PathBuf {
@@ -93,7 +94,11 @@ fn end<'h>(host: &'h Host, name: &str) -> Process<'h> {
     process
 }
 
+/// Has an end do something, and waits for that.
 fn tell(end: &mut Process<'_>, line: &str) {
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    // Its output is kept: an answer must not be taken for that of the same line before.
+    let line = format!("{line} #{}", TOLD.fetch_add(1, Ordering::Relaxed));
     end.input().write(format!("{line}\n").as_bytes()).unwrap();
     end.wait_for(&format!("did {line}: ")).unwrap();
 }
@@ -405,7 +410,8 @@ fn what_writing_twice_costs() {
         ends.primary.input().write(b"figures\n").unwrap();
         ends.primary.input().write(b"").unwrap();
         let said = String::from_utf8(ends.primary.output().unwrap().stdout).unwrap();
-        let figures = said.lines().filter_map(|l| l.strip_prefix("did figures: ")?.strip_suffix('.'));
+        let figures = said.lines().filter_map(|l| l.strip_prefix("did figures")?.split_once(": "));
+        let figures = figures.map(|(_, row)| row.trim_end_matches('.'));
         let rows: Vec<Vec<u64>> =
             figures.map(|l| l.split(' ').map(|n| n.parse().unwrap()).collect()).collect();
         let (written, sent) = (rows[1][0] - rows[0][0], rows[1][1] - rows[0][1]);
