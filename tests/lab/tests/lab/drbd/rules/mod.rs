@@ -195,7 +195,7 @@ impl DiskBench for Sides {
         Difference::OneSize,
     ];
     const GRAIN: usize = 4096;
-    const RUNS: u64 = 3;
+    const RUNS: u64 = 2;
     const FAR: bool = true;
 
     fn new(primary: &[u8], standby: Option<&[u8]>) -> Self {
@@ -260,11 +260,13 @@ fn every_rule_holds(form: &'static str) {
 }
 
 #[test]
+#[ignore = "minutes long, and the shared object's has the same rules: for changes of the plugin or of a rule"]
 fn every_rule_holds_natively() {
     every_rule_holds("native");
 }
 
 #[test]
+#[ignore = "minutes long, and the shared object's has the same rules: for changes of the plugin or of a rule"]
 fn every_rule_holds_through_the_adapters() {
     every_rule_holds("adapted");
 }
