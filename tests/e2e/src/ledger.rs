@@ -356,35 +356,34 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
     use std::path::Path;
+    use std::sync::{Arc, Mutex};
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    fn database(file: &Path) -> Database {
-        Database::open("sqlite3".as_ref(), file).unwrap()
-    }
-
-    /// Someone who hands what he is asked to a database, as the guest's program does.
-    fn served(file: &Path) -> Guest {
+    /// Someone who hands what he is asked to a database, as the guest's program does; and that database.
+    fn served(file: &Path) -> (Guest, Arc<Mutex<Database>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let mut database = database(file);
+        let mut database = Database::open("sqlite3".as_ref(), file).unwrap();
         database.ask(CREATE).unwrap();
+        let database = Arc::new(Mutex::new(database));
+        let asked = Arc::clone(&database);
         thread::spawn(move || {
             let mut reader = BufReader::new(listener.accept().unwrap().0);
             let mut line = String::new();
             while matches!(reader.read_line(&mut line), Ok(1..)) {
-                let answer = database.ask(line.trim().strip_prefix("sql ").unwrap()).unwrap();
+                let answer = asked.lock().unwrap().ask(line.trim().strip_prefix("sql ").unwrap()).unwrap();
                 line.clear();
                 writeln!(reader.get_mut(), "sql {answer}").unwrap();
             }
         });
-        Guest::new(TcpStream::connect(address).unwrap()).unwrap()
+        (Guest::new(TcpStream::connect(address).unwrap()).unwrap(), database)
     }
 
     #[test]
     fn a_database_that_keeps_everything_passes_and_begins_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let mut guest = served(&dir.path().join("x.db"));
+        let (mut guest, _database) = served(&dir.path().join("x.db"));
         for seed in [1, 2] {
             let ledger = Ledger::start(guest, seed).unwrap();
             ledger.wait_answers(50, LIMIT).unwrap();
@@ -411,10 +410,10 @@ mod tests {
         ];
         for damage in cases {
             let dir = tempfile::tempdir().unwrap();
-            let file = dir.path().join("x.db");
-            let ledger = Ledger::start(served(&file), 1).unwrap();
+            let (guest, database) = served(&dir.path().join("x.db"));
+            let ledger = Ledger::start(guest, 1).unwrap();
             ledger.wait_answers(20, LIMIT).unwrap();
-            database(&file).ask(&format!("PRAGMA busy_timeout=60000; {damage}")).unwrap();
+            database.lock().unwrap().ask(damage).unwrap();
             let outcome = ledger.finish();
             assert!(matches!(outcome.failure, Some(GuestError::Answer { .. })), "{damage} {outcome:?}");
         }
