@@ -127,6 +127,10 @@ impl Loop<'_> {
     /// Lets output go that may go by now.
     pub(super) fn release_due(&mut self) -> Result<(), EngineError> {
         let Some(epoch) = self.unreleased else { return Ok(()) };
+        // The guest may run elsewhere by now: the arbiter's verdict lets all go, or nothing.
+        if *self.machine.state() == PrimaryState::Resolving {
+            return Ok(());
+        }
         loop {
             match self.release(epoch) {
                 // Nothing is left for later where the guest goes on elsewhere.
