@@ -271,9 +271,14 @@ impl Loop<'_> {
 
     /// This side can no longer replicate: the guest runs on here, the standby stands down.
     pub(super) fn local_error(&mut self, failure: &PluginFailure) -> Result<(), EngineError> {
-        // A guest that is gone makes whatever is asked of it fail; how it went decides what follows.
-        if let Ok(Some(event @ (GuestEvent::Lost { .. } | GuestEvent::ShutDown))) = self.parts.guest.poll() {
-            return self.guest_event(event);
+        // A guest that is gone makes whatever is asked of it fail; how it went decides what follows. It may have panicked
+        // before that.
+        while let Ok(Some(event)) = self.parts.guest.poll() {
+            let gone = matches!(event, GuestEvent::Lost { .. } | GuestEvent::ShutDown);
+            self.guest_event(event)?;
+            if gone {
+                return Ok(());
+            }
         }
         let text = failure.chain();
         if failure.source.code() == ErrorCode::PeerLost && failure.id != "guest" {

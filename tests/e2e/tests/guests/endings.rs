@@ -78,10 +78,16 @@ fn a_panicked_guest_is_not_resurrected() {
     // Only a guest that has panicked resets itself.
     let status = pair.standby.wait_end(LIMIT).unwrap();
     assert!(status.success(), "{status}\n{}", pair.standby.log());
-    drop(lab);
+}
 
-    // QEMU's own way with a panic is to end.
-    let lab = Lab::new(&with_panic_device(&["-no-reboot"], "panic=10")).unwrap();
+/// QEMU's own way with a panic is to end.
+#[test]
+fn a_guest_that_qemu_ends_when_it_panics_is_not_a_failover() {
+    let parts = Parts {
+        work: given("AVENTINE_WORK").join("panic-ends"),
+        ..with_panic_device(&["-no-reboot"], "panic=10")
+    };
+    let lab = Lab::new(&parts).unwrap();
     let mut pair = lab.start().unwrap();
     Workload::connect(&lab).send("panic");
     let status = pair.primary.wait_end(LIMIT).unwrap();
