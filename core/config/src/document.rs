@@ -1,5 +1,6 @@
 //! The top level of the configuration.
 
+use crate::frontend;
 use crate::plugin::{Ids, is_file_name};
 use crate::report::Problem;
 use crate::shared::{self, Registry};
@@ -396,7 +397,7 @@ impl<'t, 'i> Document<'t, 'i> {
             let mut table = table.clone();
             table.remove("id");
             if kind == Kind::Disk {
-                table.remove("frontend");
+                frontend::KEYS.iter().for_each(|key| drop(table.remove(*key)));
             }
             instances.extend(plugin::instance(kind, &table, entry.span(), id, None, &mut self.problems));
         }
@@ -408,19 +409,10 @@ impl<'t, 'i> Document<'t, 'i> {
         let disks = item(self.root, Kind::Disk.name()).and_then(|disks| disks.value.as_array());
         let tables = disks.into_iter().flatten().filter_map(|disk| disk.get_ref().as_table());
         let mut frontends = Vec::new();
-        for frontend in tables.map(|table| item(table, "frontend")) {
-            let known = |item: &Item<'_, '_>| {
-                let name = item.value.as_str()?;
-                Frontend::ALL.into_iter().find(|f| f.name() == name)
-            };
-            match frontend.as_ref().map(|item| known(item).ok_or(item)) {
-                None => frontends.push(Frontend::default()),
-                Some(Ok(frontend)) => frontends.push(frontend),
-                Some(Err(item)) => self.problems.push(
-                    Problem::new("`frontend` is not a front-end for disks")
-                        .at(item.place(), "")
-                        .help("write \"nbd\", the default, or \"vhost-user\""),
-                ),
+        for table in tables {
+            match frontend::parse(table) {
+                Ok(frontend) => frontends.push(frontend),
+                Err(problem) => self.problems.push(problem),
             }
         }
         frontends

@@ -19,7 +19,7 @@
 //!
 //! [[network]]              # any number; `id` is net0, net1, … unless given
 //! [[disk]]                 # any number; disk0, disk1, …
-//! frontend = "nbd"         # or "vhost-user": how the guest reaches it
+//! frontend = "nbd"         # or "vhost-user", which may have block_size = 4096: how the guest reaches it
 //! [transport]              # required
 //! [policy]                 # plugin = "fixed" unless given
 //! [codec]                  # plugin = "raw" unless given
@@ -39,6 +39,7 @@
 
 mod document;
 mod file;
+mod frontend;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -52,6 +53,7 @@ use shared::Registry;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use frontend::Frontend;
 pub use report::{ConfigErrors, Report};
 pub use schema::{plugin_schema, schema};
 
@@ -64,28 +66,6 @@ pub struct Instance {
     pub entry: &'static PluginEntry,
     /// Its own keys as TOML text.
     pub config: String,
-}
-
-/// How a guest reaches a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Frontend {
-    /// By NBD.
-    #[default]
-    Nbd,
-    /// By vhost-user-blk.
-    VhostUser,
-}
-
-impl Frontend {
-    pub(crate) const ALL: [Frontend; 2] = [Frontend::Nbd, Frontend::VhostUser];
-
-    /// As the configuration has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Frontend::Nbd => "nbd",
-            Frontend::VhostUser => "vhost-user",
-        }
-    }
 }
 
 /// A whole, validated configuration: every plugin is known and has accepted its keys.

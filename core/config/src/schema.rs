@@ -3,8 +3,8 @@
 //! It says what each key may be where that can be said by a schema; what cannot (names that are taken, times that must fit
 //! together) is left to `aventine check`.
 
-use crate::Frontend;
 use crate::document::{AUDIT_RANGE, NAME_LENGTH};
+use crate::frontend;
 use crate::plugin::{ID_LENGTH, SINGLE};
 use aventine_api::schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use aventine_api::{DurationText, Kind, PluginEntry, SizeText};
@@ -80,9 +80,10 @@ fn table(entry: &PluginEntry, is_default: bool) -> Value {
         properties.insert("id".into(), file_name(ID_LENGTH, what));
     }
     if entry.factory.kind() == Kind::Disk {
-        let names = Frontend::ALL.map(Frontend::name);
         let what = "How the guest reaches the disk; nbd if not set.";
-        properties.insert("frontend".into(), json!({ "enum": names, "description": what }));
+        properties.insert("frontend".into(), json!({ "enum": frontend::NAMES, "description": what }));
+        let what = "Bytes of the guest's logical block, with frontend = \"vhost-user\"; 512 if not set.";
+        properties.insert("block_size".into(), json!({ "enum": frontend::BLOCKS, "description": what }));
     }
     if let Some(Value::Object(own)) = schema.remove("properties") {
         properties.extend(own);

@@ -298,12 +298,25 @@ fn each_disk_has_a_front_end_that_is_not_the_plugins_business() {
         let tables: String = keys.iter().map(|key| format!("[[disk]]\nplugin = 'mirror'\n{key}\n")).collect();
         format!("name = 'web'\n{GUEST}{REST}{tables}")
     };
-    let config =
-        parse(&disks(&["frontend = 'vhost-user'", "", "frontend = 'nbd'"])).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(config.frontends, [Frontend::VhostUser, Frontend::Nbd, Frontend::Nbd]);
+    let config = parse(&disks(&[
+        "frontend = 'vhost-user'",
+        "",
+        "frontend = 'nbd'",
+        "frontend = 'vhost-user'\nblock_size = 4096",
+    ]));
+    let config = config.unwrap_or_else(|e| panic!("{e}"));
+    let vhost_user = |block| Frontend::VhostUser { block };
+    assert_eq!(config.frontends, [vhost_user(512), Frontend::Nbd, Frontend::Nbd, vhost_user(4096)]);
     // The plugin knows no key at all.
     assert!(config.disks.iter().all(|disk| disk.config.trim().is_empty()));
 
+    for (keys, what) in [
+        ("frontend = 'vhost-user'\nblock_size = 8192", "write 512, the default, 1024, 2048 or 4096"),
+        ("frontend = 'vhost-user'\nblock_size = '4096'", "`block_size` is no size of a block"),
+        ("block_size = 4096", "logical_block_size=4096"),
+    ] {
+        assert!(report(&disks(&[keys])).contains(what), "{keys}");
+    }
     let said = report(&disks(&["", "frontend = 'scsi'", "frontend = 5"]));
     for part in [
         "`frontend` is not a front-end for disks",

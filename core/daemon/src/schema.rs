@@ -99,6 +99,16 @@ mod tests {
             ("plugin = \"block-remus\"", "plugin = \"block-remus\"\nfrontend = \"vhost-user\"", true),
             ("plugin = \"block-remus\"", "plugin = \"block-remus\"\nfrontend = \"nbd\"", true),
             ("plugin = \"block-remus\"", "plugin = \"block-remus\"\nfrontend = \"scsi\"", false),
+            (
+                "plugin = \"block-remus\"",
+                "plugin = \"block-remus\"\nfrontend = \"vhost-user\"\nblock_size = 4096",
+                true,
+            ),
+            (
+                "plugin = \"block-remus\"",
+                "plugin = \"block-remus\"\nfrontend = \"vhost-user\"\nblock_size = 1000",
+                false,
+            ),
             ("plugin = \"block-remus\"", "plugin = \"block-remus\"\nfrontend = true", false),
             ("plugin = \"userspace\"", "plugin = \"userspace\"\nfrontend = \"nbd\"", false),
             ("tls = {", "unsafe_plaintext = true\n# tls = {", true),

@@ -408,7 +408,7 @@ impl Lab {
                 String::new(),
                 match self.parts.vhost_user {
                     true => {
-                        "[[disk]]\nid = \"disk0\"\nfrontend = \"vhost-user\"\nplugin = \"block-remus\"\nimage = \"disk.img\""
+                        "[[disk]]\nid = \"disk0\"\nfrontend = \"vhost-user\"\nblock_size = 4096\nplugin = \"block-remus\"\nimage = \"disk.img\""
                     }
                     false => "[[disk]]\nid = \"disk0\"\nplugin = \"block-remus\"\nimage = \"disk.img\"",
                 },

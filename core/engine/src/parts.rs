@@ -208,9 +208,9 @@ impl Parts {
                     self.exports.push(export);
                     DiskAttachment::Nbd(socket)
                 }
-                Frontend::VhostUser => {
+                Frontend::VhostUser { block } => {
                     let socket = state_dir.join(format!("{id}.vhost"));
-                    let export = VhostExport::start(&socket, disk.block())
+                    let export = VhostExport::start(&socket, disk.block(), *block)
                         .map_err(|e| PluginError::new(ErrorCode::Unavailable, e))
                         .during(id, doing)?;
                     self.vhosts.push((id.clone(), export));
@@ -261,7 +261,7 @@ impl Parts {
         facts.extend(config.networks.iter().map(|n| (format!("network {}", n.id), plugin(n))));
         facts.extend(config.disks.iter().map(|d| (format!("disk {}", d.id), plugin(d))));
         let frontends = config.disks.iter().zip(&config.frontends);
-        facts.extend(frontends.map(|(d, f)| (format!("frontend of disk {}", d.id), f.name().to_owned())));
+        facts.extend(frontends.map(|(d, f)| (format!("frontend of disk {}", d.id), f.to_string())));
         let guest = self.guest.signature().during("guest", "being described")?;
         facts.extend(guest.into_iter().map(|(name, value)| (format!("guest.{name}"), value)));
         Ok(facts)

@@ -32,6 +32,7 @@ type Queue = VringMutex<Space>;
 /// One connection's device.
 pub(crate) struct Backend {
     device: Arc<dyn BlockDevice>,
+    block: u32,
     memory: Space,
     tracked: Arc<Tracked>,
     turn: Turn,
@@ -50,9 +51,14 @@ pub(crate) enum Left {
 }
 
 impl Backend {
-    pub(crate) fn new(device: Arc<dyn BlockDevice>, memory: Space, tracked: Arc<Tracked>) -> Backend {
+    pub(crate) fn new(
+        device: Arc<dyn BlockDevice>,
+        block: u32,
+        memory: Space,
+        tracked: Arc<Tracked>,
+    ) -> Backend {
         let (turn, buffer, write_through) = Default::default();
-        Backend { device, memory, tracked, turn, buffer, write_through }
+        Backend { device, block, memory, tracked, turn, buffer, write_through }
     }
 
     /// Carries out what is in a queue, at most [`ROUND`] requests; ends early when it is stopped.
@@ -95,7 +101,8 @@ impl Backend {
         let head = chain.head_index();
         let write_through = self.write_through.load(Ordering::Relaxed);
         let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut requests = Requests { device: &*self.device, write_through, buffer: &mut buffer };
+        let mut requests =
+            Requests { device: &*self.device, block: self.block, write_through, buffer: &mut buffer };
         let written = requests.serve(chain, &memory);
         let mut ring = queue.get_mut();
         ring.add_used(head, written)?;
@@ -160,7 +167,7 @@ impl VhostUserBackend for Backend {
     fn set_event_idx(&self, _: bool) {}
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let config = config(self.device.size(), QUEUES);
+        let config = config(self.device.size(), self.block, QUEUES);
         let asked = config.iter().copied().chain(std::iter::repeat(0));
         asked.skip(offset as usize).take(size as usize).collect()
     }

@@ -68,7 +68,7 @@ impl Machine {
     fn with(device: Arc<dyn BlockDevice>) -> Machine {
         let memory = Memory::from_ranges(&[(GuestAddress(0), RAM)]).expect("memory can be had");
         let memory = GuestMemoryAtomic::new(memory);
-        let backend = Backend::new(device, memory.clone(), Arc::default());
+        let backend = Backend::new(device, 512, memory.clone(), Arc::default());
         let queue = VringMutex::new(memory.clone(), 1024).expect("the size is allowed");
         queue.set_queue_size(ENTRIES);
         queue.set_queue_info(0, AVAILABLE, USED).expect("the places are aligned");

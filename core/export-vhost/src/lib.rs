@@ -28,7 +28,6 @@ use aventine_export::{ExportError, SocketFile, listen_on};
 use backend::Backend;
 use memory::Tracked;
 pub use memory::{FileId, Part, TakeError};
-use request::SECTOR;
 use rustix::net::{Shutdown, shutdown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -45,15 +44,20 @@ pub enum VhostExportError {
     /// No socket, or no thread.
     #[error(transparent)]
     Export(#[from] ExportError),
-    /// virtio-blk counts in sectors.
+    /// virtio-blk counts in blocks.
     #[error(
-        "The disk has {size} bytes; vhost-user-blk has whole sectors of {SECTOR} bytes only. Use frontend = \"nbd\", or an image \
+        "The disk has {size} bytes; vhost-user-blk has whole blocks of {block} bytes only. Use frontend = \"nbd\", or an image \
          of another size"
     )]
     Size {
         /// Bytes of the disk.
         size: u64,
+        /// Bytes of a block.
+        block: u32,
     },
+    /// No size of a block that guests know.
+    #[error("A block of {0} bytes is none of vhost-user-blk: it has 512, 1024, 2048 or 4096")]
+    Block(u32),
 }
 
 /// A running export. Dropping it closes the socket and the connection, removes the socket file and waits for the request that the
@@ -67,6 +71,7 @@ pub struct VhostExport {
 
 struct Shared {
     device: Arc<dyn BlockDevice>,
+    block: u32,
     tracked: Arc<Tracked>,
     connection: Mutex<Connection>,
 }
@@ -80,15 +85,26 @@ struct Connection {
 impl VhostExport {
     /// Serves `device` on the unix socket `socket`, which only this user can open, to one hypervisor at a time. It can connect
     /// once this returned. The socket file of a process that is gone is replaced.
-    pub fn start(socket: &Path, device: Arc<dyn BlockDevice>) -> Result<VhostExport, VhostExportError> {
+    ///
+    /// `block` is the guest's logical block, in bytes: every request is of whole ones. 512, 1024, 2048 or 4096; Linux knows no
+    /// larger one than a page.
+    pub fn start(
+        socket: &Path,
+        device: Arc<dyn BlockDevice>,
+        block: u32,
+    ) -> Result<VhostExport, VhostExportError> {
         let size = device.size();
-        if !size.is_multiple_of(SECTOR) {
-            return Err(VhostExportError::Size { size });
+        if !(512..=4096).contains(&block) || !block.is_power_of_two() {
+            return Err(VhostExportError::Block(block));
+        }
+        if !size.is_multiple_of(block.into()) {
+            return Err(VhostExportError::Size { size, block });
         }
         let (listener, file) = listen_on(socket)?;
         let ours = listener.try_clone().map_err(ExportError::Thread)?;
         let shared = Arc::new(Shared {
             device,
+            block,
             tracked: Arc::default(),
             connection: Mutex::new(Connection::default()),
         });
@@ -155,8 +171,12 @@ impl Shared {
     /// Serves the next hypervisor to its end.
     fn serve_one(&self, listener: &mut Listener) -> Result<(), vhost_user_backend::Error> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let backend = Backend::new(Arc::clone(&self.device), memory.clone(), Arc::clone(&self.tracked));
-        let backend = Arc::new(backend);
+        let backend = Arc::new(Backend::new(
+            Arc::clone(&self.device),
+            self.block,
+            memory.clone(),
+            Arc::clone(&self.tracked),
+        ));
         let mut daemon = VhostUserDaemon::new("vhost-user disk".into(), backend, memory)?;
         daemon.start(listener)?;
         {

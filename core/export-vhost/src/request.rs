@@ -10,7 +10,7 @@ use aventine_api::{BlockDevice, PluginError};
 use std::io::{Read, Write};
 use virtio_queue::{DescriptorChain, Reader, Writer};
 
-/// Bytes.
+/// Bytes of what every position and length counts in, whatever the size of a block.
 pub(crate) const SECTOR: u64 = 512;
 /// Bytes that are moved at a time.
 const PIECE: usize = 1 << 20;
@@ -67,21 +67,21 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// The configuration space.
-pub(crate) fn config(size: u64, queues: u16) -> [u8; 60] {
+/// The configuration space of a disk of `size` bytes in blocks of `block`.
+pub(crate) fn config(size: u64, block: u32, queues: u16) -> [u8; 60] {
     let mut config = [0; 60];
     let mut put = |at: usize, value: &[u8]| config[at..at + value.len()].copy_from_slice(value);
     put(0, &(size / SECTOR).to_le_bytes());
     put(8, &MAX_SEGMENT.to_le_bytes());
     put(12, &MAX_DATA.to_le_bytes());
-    put(20, &(SECTOR as u32).to_le_bytes());
+    put(20, &block.to_le_bytes());
     put(34, &queues.to_le_bytes());
     for limits in [36, 48] {
         put(limits, &MAX_SECTORS.to_le_bytes());
         put(limits + 4, &MAX_SEGMENTS.to_le_bytes());
     }
-    // Discards are aligned to one sector; zeroes may be holes.
-    put(44, &1_u32.to_le_bytes());
+    // Discards are of whole blocks, in sectors; zeroes may be holes.
+    put(44, &(block / SECTOR as u32).to_le_bytes());
     put(56, &[1]);
     config
 }
@@ -89,6 +89,8 @@ pub(crate) fn config(size: u64, queues: u16) -> [u8; 60] {
 /// Carries requests out.
 pub(crate) struct Requests<'a> {
     pub(crate) device: &'a dyn BlockDevice,
+    /// Bytes of a block.
+    pub(crate) block: u32,
     /// The guest does not flush: what is written must be on stable storage when it is answered.
     pub(crate) write_through: bool,
     pub(crate) buffer: &'a mut Vec<u8>,
@@ -136,10 +138,11 @@ impl Requests<'_> {
         }
     }
 
-    /// Whether `len` bytes at `offset` are whole sectors of the disk.
+    /// Whether `len` bytes at `offset` are whole blocks of the disk.
     fn check(&self, offset: u64, len: u64) -> Result<(), Failure> {
+        let whole = |bytes: u64| bytes.is_multiple_of(self.block.into());
         match offset.checked_add(len) {
-            Some(end) if end <= self.device.size() && len.is_multiple_of(SECTOR) => Ok(()),
+            Some(end) if end <= self.device.size() && whole(offset) && whole(len) => Ok(()),
             _ => Err(Failure::Io),
         }
     }

@@ -43,13 +43,20 @@ enum Durable {
 
 /// A front-end.
 struct Frontend {
-    /// Lengths are multiples of so many bytes.
+    /// Positions and lengths are multiples of so many bytes.
     unit: usize,
     /// Most bytes of a read or a write.
     limit: usize,
     /// Most bytes that a single discard or write of zeroes is for.
     clear_limit: u64,
     serve: fn(&Path, Arc<Memory>) -> Box<dyn Served>,
+}
+
+impl Frontend {
+    /// Bytes that every front-end can be asked for: whole sectors, and whole blocks.
+    fn block(&self) -> usize {
+        self.unit.max(512)
+    }
 }
 
 /// A running export.
@@ -84,7 +91,13 @@ const VHOST: Frontend = Frontend {
     unit: 512,
     limit: 32 << 20,
     clear_limit: 64 << 20,
-    serve: |socket, device| Box::new(Vhost(VhostExport::start(socket, device).unwrap())),
+    serve: |socket, device| Box::new(Vhost(VhostExport::start(socket, device, 512).unwrap())),
+};
+
+const VHOST_4096: Frontend = Frontend {
+    unit: 4096,
+    serve: |socket, device| Box::new(Vhost(VhostExport::start(socket, device, 4096).unwrap())),
+    ..VHOST
 };
 
 /// An export of a new device.
@@ -111,4 +124,9 @@ fn nbd_keeps_every_rule_of_the_verbs() {
 #[test]
 fn vhost_user_keeps_every_rule_of_the_verbs() {
     verbs::keeps_every_rule(&VHOST);
+}
+
+#[test]
+fn vhost_user_with_larger_blocks_keeps_every_rule_of_the_verbs() {
+    verbs::keeps_every_rule(&VHOST_4096);
 }

@@ -44,7 +44,8 @@ fn reads(frontend: &'static Frontend) {
     let run = Running::new(frontend, SIZE);
     let data = fill(&run, 1);
     let mut client = run.served.connect(Durable::No);
-    for (at, len) in [(0, 512), (512, 4096), (SIZE - 512, 512), (0, SIZE)] {
+    let block = frontend.block();
+    for (at, len) in [(0, block), (block, 4096), (SIZE - block, block), (0, SIZE)] {
         let read = client.ask(Verb::Read { at: at as u64, len });
         assert!(read.unwrap() == data[at..at + len], "{at}+{len}");
     }
@@ -54,7 +55,8 @@ fn writes(frontend: &'static Frontend) {
     let run = Running::new(frontend, SIZE);
     let mut expected = fill(&run, 2);
     let mut client = run.served.connect(Durable::No);
-    for (at, len) in [(512, 512), (4096, 64 << 10), (SIZE - 512, 512)] {
+    let block = frontend.block();
+    for (at, len) in [(block, block), (8192, 64 << 10), (SIZE - block, block)] {
         let data = pattern(len, at as u8);
         client.ask(Verb::Write { at: at as u64, data: &data }).unwrap();
         expected[at..at + len].copy_from_slice(&data);
@@ -68,11 +70,12 @@ fn durable(frontend: &'static Frontend) {
     let run = Running::new(frontend, SIZE);
     let mut client = run.served.connect(Durable::Yes);
     let data = pattern(8192, 3);
+    let len = frontend.block() as u64;
     for verb in [
         Verb::Write { at: 0, data: &data },
-        Verb::Zeroes { at: 0, len: 512, may_unmap: true },
-        Verb::Zeroes { at: 0, len: 512, may_unmap: false },
-        Verb::Discard { at: 4096, len: 512 },
+        Verb::Zeroes { at: 0, len, may_unmap: true },
+        Verb::Zeroes { at: 0, len, may_unmap: false },
+        Verb::Discard { at: 4096, len },
     ] {
         client.ask(verb).unwrap();
         assert_eq!(run.device.unsynced.load(Ordering::SeqCst), 0, "{verb:?}");
@@ -82,7 +85,7 @@ fn durable(frontend: &'static Frontend) {
 fn flushes(frontend: &'static Frontend) {
     let run = Running::new(frontend, SIZE);
     let mut client = run.served.connect(Durable::No);
-    client.ask(Verb::Write { at: 0, data: &[1; 512] }).unwrap();
+    client.ask(Verb::Write { at: 0, data: &[1; 4096] }).unwrap();
     assert_eq!(run.device.unsynced.load(Ordering::SeqCst), 1);
     client.ask(Verb::Flush).unwrap();
     assert_eq!(run.device.unsynced.load(Ordering::SeqCst), 0);
@@ -93,8 +96,9 @@ fn discards(frontend: &'static Frontend) {
     let run = Running::new(frontend, SIZE);
     let mut expected = fill(&run, 4);
     let mut client = run.served.connect(Durable::No);
-    client.ask(Verb::Discard { at: 1024, len: 8192 }).unwrap();
-    expected[1024..1024 + 8192].fill(0);
+    let at = 2 * frontend.block();
+    client.ask(Verb::Discard { at: at as u64, len: 8192 }).unwrap();
+    expected[at..at + 8192].fill(0);
     assert!(run.device.contents() == expected);
     assert_eq!(*run.device.unmapped.lock().unwrap(), None, "it is no write of zeroes");
 }
@@ -103,7 +107,7 @@ fn zeroes(frontend: &'static Frontend) {
     let run = Running::new(frontend, SIZE);
     let mut expected = fill(&run, 5);
     let mut client = run.served.connect(Durable::No);
-    for (at, may_unmap) in [(512, false), (8192, true)] {
+    for (at, may_unmap) in [(frontend.block(), false), (3 * 4096, true)] {
         client.ask(Verb::Zeroes { at: at as u64, len: 4096, may_unmap }).unwrap();
         expected[at..at + 4096].fill(0);
         assert!(run.device.contents() == expected);
@@ -125,6 +129,17 @@ fn unaligned(frontend: &'static Frontend) {
         expected[3..8].fill(0);
     } else {
         assert_eq!((write, client.ask(read)), (Err(Refused), Err(Refused)));
+        if frontend.unit > 512 {
+            // Whole sectors are not whole blocks, neither where they begin nor in length.
+            for verb in [
+                Verb::Write { at: 512, data: &[7; 4096] },
+                Verb::Write { at: 0, data: &[7; 512] },
+                Verb::Discard { at: 512, len: 4096 },
+                Verb::Zeroes { at: 0, len: 512, may_unmap: true },
+            ] {
+                assert_eq!(client.ask(verb), Err(Refused), "{verb:?}");
+            }
+        }
     }
     assert!(run.device.contents() == expected);
 }
@@ -133,14 +148,14 @@ fn out_of_range(frontend: &'static Frontend) {
     let run = Running::new(frontend, SIZE);
     let before = fill(&run, 8);
     let mut client = run.served.connect(Durable::No);
-    let end = SIZE as u64;
-    // The last sector of all that a number can name.
-    let last = u64::MAX - 511;
-    for at in [end - 512, end, end + 512, last - 512, last] {
-        let len = if at == end - 512 || at == last - 512 { 1024 } else { 512 };
+    let (end, block) = (SIZE as u64, frontend.block() as u64);
+    // The last block of all that a number can name.
+    let last = u64::MAX - (block - 1);
+    for at in [end - block, end, end + block, last - block, last] {
+        let len = if at == end - block || at == last - block { 2 * block } else { block } as usize;
         for verb in [
             Verb::Read { at, len },
-            Verb::Write { at, data: &[9; 1024][..len] },
+            Verb::Write { at, data: &[9; 8192][..len] },
             Verb::Discard { at, len: len as u64 },
             Verb::Zeroes { at, len: len as u64, may_unmap: false },
             Verb::Zeroes { at, len: len as u64, may_unmap: true },
@@ -154,34 +169,35 @@ fn out_of_range(frontend: &'static Frontend) {
 
 fn too_large(frontend: &'static Frontend) {
     let run = Running::new(frontend, 66 << 20);
+    let block = frontend.block();
     let mut client = run.served.connect(Durable::No);
-    let data = pattern(frontend.limit + 512, 10);
-    client.ask(Verb::Write { at: 512, data: &data[..frontend.limit] }).unwrap();
-    assert!(run.device.contents()[512..512 + frontend.limit] == data[..frontend.limit]);
-    let read = client.ask(Verb::Read { at: 512, len: frontend.limit });
+    let data = pattern(frontend.limit + block, 10);
+    client.ask(Verb::Write { at: block as u64, data: &data[..frontend.limit] }).unwrap();
+    assert!(run.device.contents()[block..block + frontend.limit] == data[..frontend.limit]);
+    let read = client.ask(Verb::Read { at: block as u64, len: frontend.limit });
     assert!(read.unwrap() == data[..frontend.limit]);
 
     let before = run.device.contents();
     assert_eq!(client.ask(Verb::Write { at: 0, data: &data }), Err(Refused));
     assert_eq!(client.ask(Verb::Read { at: 0, len: data.len() }), Err(Refused));
-    let more = frontend.clear_limit + 512;
+    let more = frontend.clear_limit + block as u64;
     if more < 66 << 20 {
         assert_eq!(client.ask(Verb::Discard { at: 0, len: more }), Err(Refused));
         assert_eq!(client.ask(Verb::Zeroes { at: 0, len: more, may_unmap: true }), Err(Refused));
     }
     assert!(run.device.contents() == before);
-    assert!(client.ask(Verb::Read { at: 0, len: 512 }).unwrap() == before[..512], "it goes on");
+    assert!(client.ask(Verb::Read { at: 0, len: block }).unwrap() == before[..block], "it goes on");
 }
 
 fn failures(frontend: &'static Frontend) {
     let run = Running::new(frontend, SIZE);
     let mut client = run.served.connect(Durable::No);
     let verbs = [
-        Verb::Read { at: 0, len: 512 },
-        Verb::Write { at: 0, data: &[1; 512] },
+        Verb::Read { at: 0, len: 4096 },
+        Verb::Write { at: 0, data: &[1; 4096] },
         Verb::Flush,
-        Verb::Discard { at: 0, len: 512 },
-        Verb::Zeroes { at: 0, len: 512, may_unmap: true },
+        Verb::Discard { at: 0, len: 4096 },
+        Verb::Zeroes { at: 0, len: 4096, may_unmap: true },
     ];
     for code in [ErrorCode::Io, ErrorCode::Refused, ErrorCode::Limit] {
         run.device.fail(Some(code));

@@ -191,7 +191,7 @@ impl Client for Driver {
 
 fn served(size: usize) -> (tempfile::TempDir, VhostExport, Driver) {
     let dir = tempfile::tempdir().unwrap();
-    let export = VhostExport::start(&dir.path().join("s"), Memory::new(size)).unwrap();
+    let export = VhostExport::start(&dir.path().join("s"), Memory::new(size), 512).unwrap();
     let driver = Driver::connect(export.socket(), Durable::No);
     (dir, export, driver)
 }
@@ -245,6 +245,7 @@ fn the_configuration_space_is_told_and_cannot_be_written() {
     let (_dir, _export, mut driver) = served(1 << 20);
     assert_eq!(driver.config(0, 8), (2048_u64).to_le_bytes(), "sectors");
     assert_eq!(driver.config(20, 4), 512_u32.to_le_bytes(), "bytes of a block");
+    assert_eq!(driver.config(44, 4), 1_u32.to_le_bytes(), "sectors of a block, of which discards are");
     let before = driver.config(0, 60);
     // A guest can do so through QEMU: it is not to lose its disk by it.
     for (at, value) in [(0, &[0xff; 8][..]), (32, &[0])] {
@@ -296,10 +297,16 @@ fn a_hypervisor_that_talks_nonsense_is_followed_by_the_next() {
 }
 
 #[test]
-fn a_disk_that_is_not_whole_sectors_is_refused() {
+fn a_disk_that_is_not_whole_blocks_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let error = VhostExport::start(&dir.path().join("s"), Memory::new(1000)).err().unwrap();
-    assert!(matches!(error, VhostExportError::Size { size: 1000 }), "{error}");
-    assert!(error.to_string().contains("\"nbd\""), "{error}");
+    for (size, block) in [(1000, 512), (4096 + 512, 4096)] {
+        let error = VhostExport::start(&dir.path().join("s"), Memory::new(size), block).err().unwrap();
+        assert!(matches!(error, VhostExportError::Size { .. }), "{error}");
+        assert!(error.to_string().contains("\"nbd\""), "{error}");
+    }
+    for block in [0, 256, 1000, 8192] {
+        let error = VhostExport::start(&dir.path().join("s"), Memory::new(1 << 20), block).err().unwrap();
+        assert!(matches!(error, VhostExportError::Block(_)), "{error}");
+    }
     assert!(!dir.path().join("s").exists());
 }
