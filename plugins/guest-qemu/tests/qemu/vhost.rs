@@ -51,7 +51,7 @@ struct Served {
 fn boot_served(side: Side) -> Served {
     let mut lab = new_guest(side, &command(&["-device", "vhost-user-blk-pci,chardev=disk0"]));
     let socket = lab.dir.path().join("disk,0.sock");
-    let disk = VhostExport::start(&socket, Arc::new(BootDisk(boot_disk(Program::Count)))).unwrap();
+    let disk = VhostExport::start(&socket, Arc::new(BootDisk(boot_disk(Program::Count))), 512).unwrap();
     let disks = vec![("disk0".into(), DiskAttachment::VhostUser(socket))];
     ok(lab.start(&Attachments { networks: Vec::new(), disks }));
     let file = FileId::of(lab.backing(0).unwrap()).unwrap();
