@@ -6,6 +6,7 @@ use aventine_demo::lab::{Lab, Pair, Parts, STARTUP, Site};
 use aventine_demo::network::{Cut, Host};
 use aventine_demo::node::{Node, Role};
 use aventine_engine::Status;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -183,4 +184,50 @@ fn the_side_that_reaches_the_arbiter_owns_the_guest() {
         lab.network().heal(Cut::Both).unwrap();
         assert_undisturbed(&finish(&lab, load));
     }
+}
+
+/// A disk that is not ready has the engine hold output of an epoch that is committed. When the link is cut meanwhile, that output
+/// is the winner's to let go: its first holder may have lost the guest.
+#[test]
+fn output_that_waits_for_a_disk_waits_for_the_arbiter_as_well() {
+    let file = given("AVENTINE_SHARED_OBJECTS").join("libstalls.so");
+    let tables = format!(
+        r#"
+        plugins = {{ load = [{file:?}] }}
+        disk = [
+            {{ id = "disk0", plugin = "block-remus", image = "disk.img" }},
+            {{ id = "disk1", plugin = "stalls", during = "stall" }},
+        ]
+        "#
+    );
+    let lab = Lab::new(&Parts { tables: tables.parse().unwrap(), ..parts("stalls") }).unwrap();
+    let (mut pair, load) = with_load(&lab);
+    let asked = |status: &Status| {
+        let mut metrics = status.metrics.iter();
+        metrics.find(|m| m.plugin == "disk1" && m.name == "asked_total").map_or(0, |m| m.value)
+    };
+    let stall = lab.dir(Host::A, Site::FIRST).join("stall");
+    File::create(&stall).unwrap();
+    // Once for each epoch that is committed, unless it asks for time.
+    let waits = |status: &Status| asked(status) > status.committed + 50;
+    pair.primary.wait_for("an epoch that waits", LIMIT, waits).unwrap();
+
+    lab.block_arbiter(Site::FIRST).unwrap();
+    lab.network().cut(Cut::Both).unwrap();
+    for node in [&mut pair.primary, &mut pair.standby] {
+        node.wait_for("asking the arbiter", LIMIT, |status| status.state == "resolving").unwrap();
+    }
+    let (begin, answers) = (asked(&pair.primary.status().unwrap()), load.answers());
+    fs::remove_file(&stall).unwrap();
+    let in_vain = asked_in_vain(&pair.primary);
+    wait_until("more questions to the arbiter", || asked_in_vain(&pair.primary) > in_vain + 3);
+    let status = pair.primary.status().unwrap();
+    assert_eq!((&status.state[..], asked(&status)), ("resolving", begin));
+    assert_eq!(load.answers(), answers, "output is held");
+
+    lab.unblock_arbiter(Site::FIRST).unwrap();
+    let owner = settle(&mut pair);
+    println!("{owner:?} owns the guest");
+    lab.network().heal(Cut::Both).unwrap();
+    assert_undisturbed(&finish(&lab, load));
 }
