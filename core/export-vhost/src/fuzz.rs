@@ -1,9 +1,13 @@
 //! Fuzz targets; see `tests/fuzz`. The tests of queues that no driver makes are here, too: they use the same guest.
 
+#[path = "../../export/src/fuzz/ram.rs"]
+mod ram;
+
 use crate::backend::{Backend, Left};
 use crate::memory::{Memory, Written};
-use aventine_api::{BlockDevice, PAGE_SIZE, PluginError};
-use std::sync::{Arc, Mutex, PoisonError};
+use aventine_api::{BlockDevice, PAGE_SIZE};
+use ram::Ram;
+use std::sync::Arc;
 use vhost_user_backend::{VringMutex, VringT};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion};
@@ -16,43 +20,6 @@ const ENTRIES: u16 = 16;
 const AVAILABLE: u64 = 0x100;
 const USED: u64 = 0x200;
 
-/// A device that insists on what it is promised: ranges inside it, and not empty.
-struct Ram(Mutex<Vec<u8>>);
-
-impl Ram {
-    fn with<T>(&self, offset: u64, len: u64, f: impl FnOnce(&mut [u8]) -> T) -> Result<T, PluginError> {
-        assert!(len > 0 && offset.checked_add(len).is_some_and(|end| end <= SIZE as u64), "{offset} {len}");
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(f(&mut bytes[offset as usize..][..len as usize]))
-    }
-}
-
-impl BlockDevice for Ram {
-    fn size(&self) -> u64 {
-        SIZE as u64
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), PluginError> {
-        self.with(offset, buf.len() as u64, |bytes| buf.copy_from_slice(bytes))
-    }
-
-    fn write(&self, offset: u64, data: &[u8], _: bool) -> Result<(), PluginError> {
-        self.with(offset, data.len() as u64, |bytes| bytes.copy_from_slice(data))
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, _: bool, _: bool) -> Result<(), PluginError> {
-        self.with(offset, len, |bytes| bytes.fill(0))
-    }
-
-    fn trim(&self, offset: u64, len: u64) -> Result<(), PluginError> {
-        self.with(offset, len, |bytes| bytes.fill(0))
-    }
-
-    fn flush(&self) -> Result<(), PluginError> {
-        Ok(())
-    }
-}
-
 /// A guest's memory with a queue in it, and the device at its other end.
 struct Machine {
     memory: GuestMemoryAtomic<Memory>,
@@ -62,7 +29,7 @@ struct Machine {
 
 impl Machine {
     fn new() -> Machine {
-        Machine::with(Arc::new(Ram(Mutex::new(vec![0xa5; SIZE]))))
+        Machine::with(Arc::new(Ram::new(vec![0xa5; SIZE])))
     }
 
     fn with(device: Arc<dyn BlockDevice>) -> Machine {
@@ -121,8 +88,9 @@ pub fn virtqueue(data: &[u8]) {
 mod tests {
     use super::*;
     use crate::backend::ROUND;
+    use aventine_api::PluginError;
     use aventine_fuzz::replay;
-    use std::sync::mpsc;
+    use std::sync::{Mutex, mpsc};
     use std::thread;
     use vhost_user_backend::VhostUserBackend;
 

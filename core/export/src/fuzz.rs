@@ -1,52 +1,17 @@
 //! Fuzz targets; see `tests/fuzz`.
 
+mod ram;
+
 use crate::handshake::{Offer, negotiate};
 use crate::transmission::serve;
-use aventine_api::{BlockDevice, PluginError};
-use std::sync::{Mutex, PoisonError};
+use aventine_api::BlockDevice;
+use ram::Ram;
 
 const SIZE: usize = 4096;
 
-/// A device that insists on what it is promised: ranges inside it, and not empty.
-struct Ram(Mutex<Vec<u8>>);
-
-impl Ram {
-    fn with<T>(&self, offset: u64, len: u64, f: impl FnOnce(&mut [u8]) -> T) -> Result<T, PluginError> {
-        assert!(len > 0 && offset.checked_add(len).is_some_and(|end| end <= SIZE as u64), "{offset} {len}");
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(f(&mut bytes[offset as usize..][..len as usize]))
-    }
-}
-
-impl BlockDevice for Ram {
-    fn size(&self) -> u64 {
-        SIZE as u64
-    }
-
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), PluginError> {
-        self.with(offset, buf.len() as u64, |bytes| buf.copy_from_slice(bytes))
-    }
-
-    fn write(&self, offset: u64, data: &[u8], _: bool) -> Result<(), PluginError> {
-        self.with(offset, data.len() as u64, |bytes| bytes.copy_from_slice(data))
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, _: bool, _: bool) -> Result<(), PluginError> {
-        self.with(offset, len, |bytes| bytes.fill(0))
-    }
-
-    fn trim(&self, offset: u64, len: u64) -> Result<(), PluginError> {
-        self.with(offset, len, |bytes| bytes.fill(0))
-    }
-
-    fn flush(&self) -> Result<(), PluginError> {
-        Ok(())
-    }
-}
-
 /// All that a client sends, from its first byte on. Answers are as long as the requests ask for, and no longer.
 pub fn nbd(data: &[u8]) {
-    let device = Ram(Mutex::new(vec![0xa5; SIZE]));
+    let device = Ram::new(vec![0xa5; SIZE]);
     let (mut input, mut output) = (data, Vec::new());
     let agreed = negotiate(&mut input, &mut output, Offer { name: "disk", size: device.size() });
     assert!(output.starts_with(b"NBDMAGICIHAVEOPT"));
