@@ -15,15 +15,38 @@ use std::process::Command;
 
 /// The image's name on both hosts.
 pub const IMAGE: &str = "volume.img";
-/// Both disks of a guest that has it besides the first one, as the configuration has them.
-pub const DISKS: &str = r#"
+/// How the guest reaches the volume: a key of its disk's table, and the device of QEMU's that goes with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Frontend {
+    key: &'static str,
+    device: &'static str,
+}
+
+/// By NBD.
+pub const NBD: Frontend = Frontend { key: "nbd", device: "virtio-blk-pci,drive=disk1" };
+/// By vhost-user-blk.
+pub const VHOST_USER: Frontend = Frontend { key: "vhost-user", device: "vhost-user-blk-pci,chardev=disk1" };
+
+impl Frontend {
+    /// Both disks of a guest that has it besides the first one, as the configuration has them.
+    pub fn disks(self) -> String {
+        format!(
+            r#"
 disk = [
-    { id = "disk0", plugin = "block-remus", image = "disk.img" },
-    { id = "disk1", plugin = "block-remus", image = "volume.img" },
+    {{ id = "disk0", plugin = "block-remus", image = "disk.img" }},
+    {{ id = "disk1", plugin = "block-remus", image = "{IMAGE}", frontend = "{}" }},
 ]
-"#;
-/// The QEMU arguments for the second disk.
-pub const DEVICE: [&str; 2] = ["-device", "virtio-blk-pci,drive=disk1"];
+"#,
+            self.key
+        )
+    }
+
+    /// The QEMU arguments for the second disk.
+    pub fn device(self) -> [String; 2] {
+        ["-device".to_owned(), self.device.to_owned()]
+    }
+}
+
 /// Where the guest finds it.
 const GUEST_DEVICE: &str = "/dev/vdb";
 /// How `e2fsck` ends when nothing was to be done, and when all was done.

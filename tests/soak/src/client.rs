@@ -38,8 +38,8 @@ impl Workload {
         match self {
             Workload::Redis => parts,
             Workload::Sqlite => {
-                let tables = volume::DISKS.parse().unwrap_or_default();
-                let qemu = parts.qemu.into_iter().chain(volume::DEVICE.map(str::to_owned)).collect();
+                let tables = volume::NBD.disks().parse().unwrap_or_default();
+                let qemu = parts.qemu.into_iter().chain(volume::NBD.device()).collect();
                 Parts { tables, qemu, ..parts }
             }
         }

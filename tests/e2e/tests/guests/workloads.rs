@@ -42,9 +42,14 @@ const FIO: &str = "--name=load --filename=/disk/load --size=32m --rate=4m --rw=r
 
 #[test]
 fn fio_reads_back_after_a_failover_what_it_wrote_before() {
-    let tables = volume::DISKS.parse().unwrap();
-    let mut parts = Parts { tables, ..parts("fio") };
-    parts.qemu.extend(volume::DEVICE.map(str::to_owned));
+    for (work, frontend) in [("fio", volume::NBD), ("fio-vhost-user", volume::VHOST_USER)] {
+        fio_over_a_failover(work, frontend);
+    }
+}
+
+fn fio_over_a_failover(work: &str, frontend: volume::Frontend) {
+    let mut parts = Parts { tables: frontend.disks().parse().unwrap(), ..parts(work) };
+    parts.qemu.extend(frontend.device());
     let lab = Lab::new(&parts).unwrap();
     lab.prepare(Site::FIRST).unwrap();
     let image = lab.dir(Host::A, Site::FIRST).join(volume::IMAGE);
