@@ -23,14 +23,16 @@ pub(crate) fn ok(host: &Host, line: &str) -> String {
 
 impl Pair {
     pub(crate) fn start() -> Pair {
-        let lines = fabric::lines("eth0");
+        Pair::reached_by(|standby| standby.address().to_string())
+    }
+
+    /// `address` answers the standby's, as the configuration writes it.
+    fn reached_by(address: impl Fn(&Host) -> String) -> Pair {
         let lab = Lab::start(2).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        lab.hosts.iter().for_each(|host| drop(ok(host, &lines)));
-        let keys = Keys::new();
+        lab.hosts.iter().for_each(|host| drop(ok(host, &fabric::lines("eth0"))));
+        let (standby, keys) = (address(&lab.hosts[1]), Keys::new());
         let config = format!(
-            "listen = '{}:7400'\npeer = '{}:7400'\n{}\nunsafe_unencrypted_payload = true",
-            lab.hosts[1].address(),
-            lab.hosts[1].address(),
+            "listen = '{standby}:7400'\npeer = '{standby}:7400'\n{}\nunsafe_unencrypted_payload = true",
             keys.node("node", |_| {})
         );
         Pair { lab, config, _keys: keys }
@@ -215,4 +217,18 @@ fn a_host_without_an_rdma_device_is_told_so() {
     ends.standby.wait_for(": Unavailable Channel control was not opened").unwrap();
     ends.standby.wait_for("This host has no RDMA device; `rdma link` shows them").unwrap();
     ends.primary.wait_for(": PeerLost Channel control was not opened").unwrap();
+}
+
+#[test]
+fn hosts_reach_each_other_by_ipv6() {
+    let pair = Pair::reached_by(|standby| {
+        ok(standby, "ip address add fd09::b/64 dev eth0 nodad");
+        "[fd09::b]".into()
+    });
+    ok(&pair.lab.hosts[0], "ip address add fd09::a/64 dev eth0 nodad");
+    let mut ends = pair.ends();
+    ends.link(&["control", "pages"]);
+    say(&ends.standby, "verify 100");
+    tell(&mut ends.primary, "checkpoints 100");
+    ends.standby.wait_for("100 whole").unwrap();
 }
