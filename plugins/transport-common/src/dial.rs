@@ -311,3 +311,39 @@ impl Attempt<'_> {
 pub(crate) fn is_again(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::CONTROL;
+    use crate::door::TcpListening;
+    use crate::traffic::Traffic;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    /// As a name with several addresses resolves.
+    #[test]
+    fn dead_addresses_cost_their_share_and_the_next_one_is_tried() {
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let at = |last: u8| SocketAddr::from(([127, 32 + last, high, low], 7400));
+        let (refuses, mute, answers) = (at(0), at(1), at(2));
+        // Its backlog takes connections, and nobody answers them.
+        let _mute = TcpListener::bind(mute).unwrap();
+        let _standby = TcpListening::start(&[answers], Security::Plaintext, Traffic::default()).unwrap();
+        let link = LinkState::new(Traffic::default()).unwrap();
+        let dial = |addresses: &[SocketAddr], id: u8, limit| {
+            let greeting = Greeting { link: [id; 16], channel: CONTROL.into(), stream: 0, streams: 1 };
+            let (begun, limit) = (Instant::now(), Duration::from_millis(limit));
+            let dialled = dial(addresses, &greeting, begun + limit, &link, &Security::Plaintext);
+            (dialled.map(|d| d.to), begun.elapsed())
+        };
+        // However long the limit is, a refusal takes none of it.
+        assert_eq!(dial(&[refuses, answers], 1, 1 << 30).0.unwrap(), answers);
+        let (to, took) = dial(&[mute, answers, refuses], 2, 3_000);
+        assert_eq!(to.unwrap(), answers);
+        assert!(took >= Duration::from_millis(1000), "its share is a third: {took:?}");
+        let (none, took) = dial(&[refuses, mute], 3, 300);
+        assert!(matches!(none, Err(DialError::Slow { address }) if address == mute), "{none:?}");
+        assert!(took >= Duration::from_millis(300), "who comes last has all that is left: {took:?}");
+    }
+}

@@ -3,6 +3,8 @@
 #[path = "../testing/bench.rs"]
 mod bench;
 mod common;
+#[path = "common/network.rs"]
+mod network;
 #[path = "common/streams.rs"]
 mod streams;
 #[path = "common/suite.rs"]
