@@ -127,15 +127,16 @@ impl Tx {
         }
         let first = place.lane();
         let cut = place.cut(parts);
-        let mut work: Work<'_> = Vec::with_capacity(cut.len());
-        for ((conn, sealed), parts) in conns.0.iter().zip(sealed).zip(cut) {
+        let mut lanes: Vec<_> = conns.0.iter().zip(sealed).zip(cut).collect();
+        lanes.rotate_left(first);
+        let mut work: Work<'_> = Vec::with_capacity(lanes.len());
+        for ((conn, sealed), parts) in lanes.into_iter().filter(|(_, parts)| !parts.is_empty()) {
             let link = &**link;
             work.push(Box::new(move || {
                 let len = parts.iter().map(|p| p.len()).sum();
                 metered(meter, len, || Sending { conn, link, cap, sealed }.send(&parts))
             }));
         }
-        work.rotate_left(first);
         let crew = if len > STRIPE { Some(crew(&mut self.crew, "tcp-send", conns.0.len())?) } else { None };
         do_all(crew, work, |_| conns.shut(Shutdown::Both))
     }
@@ -263,15 +264,16 @@ impl Rx {
         }
         let first = place.lane();
         let cut = place.cut_mut(buf);
-        let mut work: Work<'_> = Vec::with_capacity(cut.len());
-        for ((conn, incoming), mut pieces) in conns.0.iter().zip(incoming).zip(cut) {
+        let mut lanes: Vec<_> = conns.0.iter().zip(incoming).zip(cut).collect();
+        lanes.rotate_left(first);
+        let mut work: Work<'_> = Vec::with_capacity(lanes.len());
+        for ((conn, incoming), mut pieces) in lanes.into_iter().filter(|(_, pieces)| !pieces.is_empty()) {
             let link = &**link;
             work.push(Box::new(move || {
                 let len = pieces.iter().map(|p| p.len()).sum();
                 metered(meter, len, || recv(conn, link, incoming, &mut pieces))
             }));
         }
-        work.rotate_left(first);
         let crew = if len > STRIPE { Some(crew(&mut self.crew, "tcp-recv", conns.0.len())?) } else { None };
         do_all(crew, work, |error| end(conns, error))
     }
