@@ -2,14 +2,18 @@
 //! time it takes.
 //!
 //! ```text
-//!  plugin:  pages ─► ChannelTx ═══ loopback ═══► ChannelRx ─► staging          bulk: one channel for each stream
+//!  plugin:  pages ─► ChannelTx ═══ loopback ═══► ChannelRx ─► staging          bulk: one channel with `streams`, or several
 //!                    ChannelRx ◄══ loopback ════ ChannelTx ◄─ acknowledgement  control
 //!  floor:   the same over a bare TCP connection; with TLS also over one that rustls alone encrypts
 //! ```
+//! A plugin with the key `streams` has one bulk channel, and counts the processor time of its threads itself; of another one each
+//! stream is a channel. The floors have a connection and two threads for each stream.
+//!
 //! Pages do not compress, and lie scattered as a capture finds them. The ways are measured in turn, and the best of each counts:
 //! what disturbs a machine makes figures worse, never better. Both ends share the machine here.
 
 mod load;
+mod meters;
 mod svg;
 mod ways;
 
@@ -70,7 +74,7 @@ pub struct Setup {
     pub plugin: String,
     /// `None`: plaintext.
     pub keys: Option<Keys>,
-    /// Bulk channels that are used at the same time.
+    /// The plugin's own `streams`; where it has no such key, bulk channels that are used at the same time.
     pub streams: usize,
     /// Bytes of pages that are sent each time.
     pub bytes: u64,
@@ -83,7 +87,7 @@ pub struct WayFigures {
     pub way: &'static str,
     /// MiB of pages a second.
     pub goodput_mib: f64,
-    /// Seconds of processor time that the sending threads take for each GiB.
+    /// Seconds of processor time that the sending threads take for each GiB; with a plugin's own streams as it counts them.
     pub sending_s_per_gib: f64,
     /// And the receiving ones.
     pub receiving_s_per_gib: f64,
@@ -107,7 +111,7 @@ pub struct Figures {
     pub plugin: String,
     /// Whether it encrypts.
     pub tls: bool,
-    /// Bulk channels.
+    /// Of the plugin, or bulk channels.
     pub streams: usize,
     /// The plugin, then what it is compared with: bare TCP, and with TLS what rustls alone does.
     pub ways: Vec<WayFigures>,

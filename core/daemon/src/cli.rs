@@ -332,7 +332,7 @@ the same pages, and with --tls on one that rustls alone encrypts, measured in tu
         /// Whether it encrypts; keys are made for the run
         #[arg(long, value_name = "WHETHER", default_value = "off")]
         tls: Switch,
-        /// Channels that send pages at the same time
+        /// The plugin's `streams`; without that key, channels that send pages at the same time
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
         streams: u32,
         /// Bytes of pages that are sent each time

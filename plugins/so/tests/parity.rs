@@ -127,6 +127,10 @@ macro_rules! parity {
                 aventine_conformance::transport!(crate::tcp::Hosts<super::Form, crate::tcp::Plaintext>);
             }
 
+            mod transport_tcp_on_three_streams {
+                aventine_conformance::transport!(crate::tcp::Hosts<super::Form, crate::tcp::Encrypted, 3>);
+            }
+
             mod transport_tcp_encrypted {
                 aventine_conformance::transport!(crate::tcp::Hosts<super::Form, crate::tcp::Encrypted>);
             }

@@ -1,6 +1,7 @@
 //! What the keys of a plugin say of addresses and certificates.
 
 use crate::tls::TlsFiles;
+use crate::traffic::Options;
 use aventine_api::ConfigError;
 use aventine_api::schemars::JsonSchema;
 use rustls::pki_types::ServerName;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub peers: Vec<Address>,
     /// `None` for plaintext.
     pub tls: Option<TlsFiles>,
+    /// As if no key said anything, until they are set.
+    pub options: Options,
 }
 
 impl Settings {
@@ -69,7 +72,7 @@ impl Settings {
             Some(Peers::Both(peers)) => parse_peers(&peers)?,
         };
         let tls = tls.map(parse_tls).transpose()?;
-        Ok(Settings { listen, peers, tls })
+        Ok(Settings { listen, peers, tls, options: Options::default() })
     }
 }
 

@@ -1,10 +1,11 @@
 //! The primary's way to a connection that carries a channel.
 
-use crate::channel::{LinkState, tune};
+use crate::channel::tune;
 use crate::config::Address;
 use crate::conn::{Conn, Security};
 use crate::fault::Fault;
-use crate::wire::{ANSWER_LEN, Answer, AnswerError, Greeting, VERSION, is_plain_answer};
+use crate::state::LinkState;
+use crate::wire::{ANSWER_LEN, Answer, AnswerError, Greeting, Refusal, VERSION, is_plain_answer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -53,6 +54,14 @@ pub(crate) enum DialError {
     Trust { address: SocketAddr, source: Fault },
     #[error("The address is this host's own")]
     Own,
+    #[error(
+        "{0}, the `source` in [transport], is no address of this host; use one that `ip address` shows, or leave it out"
+    )]
+    Source(IpAddr),
+    #[error(
+        "{address} cannot be reached from {from}, the `source` in [transport]: one is IPv4, the other IPv6"
+    )]
+    Family { address: SocketAddr, from: IpAddr },
     #[error("The link was ended on this side")]
     Aborted,
 }
@@ -60,10 +69,16 @@ pub(crate) enum DialError {
 impl DialError {
     /// Whether trying again can help.
     pub(crate) fn is_passing(&self) -> bool {
-        use DialError::{Busy, Closed, Connect, Resolve, ResolveSlow, Slow};
+        use DialError::{Busy, Closed, Connect, Family, Resolve, ResolveSlow, Slow};
         matches!(
             self,
-            Resolve { .. } | ResolveSlow { .. } | Connect { .. } | Slow { .. } | Closed { .. } | Busy { .. }
+            Resolve { .. }
+                | ResolveSlow { .. }
+                | Connect { .. }
+                | Slow { .. }
+                | Closed { .. }
+                | Busy { .. }
+                | Family { .. }
         )
     }
 
@@ -101,6 +116,15 @@ pub(crate) fn resolve(address: &Address, deadline: Instant) -> Result<Vec<Socket
     }
 }
 
+/// A connection that carries a channel.
+pub(crate) struct Dialled {
+    pub(crate) conn: Conn,
+    /// Where it leads.
+    pub(crate) to: SocketAddr,
+    /// How many connections the channel has.
+    pub(crate) streams: u8,
+}
+
 /// Tries each address in turn until one carries the channel of `greeting`; each gets its share of the time left.
 /// Ends early when `link` is aborted.
 pub(crate) fn dial(
@@ -109,13 +133,13 @@ pub(crate) fn dial(
     deadline: Instant,
     link: &LinkState,
     security: &Security,
-) -> Result<(Conn, SocketAddr), DialError> {
+) -> Result<Dialled, DialError> {
     let mut last = None;
     for (at, &address) in addresses.iter().enumerate() {
         let now = Instant::now();
         let share = deadline.saturating_duration_since(now) / (addresses.len() - at) as u32;
         match (Attempt { address, deadline: now + share, link, security }).run(greeting) {
-            Ok(conn) => return Ok((conn, address)),
+            Ok((conn, streams)) => return Ok(Dialled { conn, to: address, streams }),
             Err(e) if e.is_passing() => last = Some(e),
             Err(e) => return Err(e),
         }
@@ -132,7 +156,7 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    fn run(&self, greeting: &Greeting) -> Result<Conn, DialError> {
+    fn run(&self, greeting: &Greeting) -> Result<(Conn, u8), DialError> {
         let stream = self.connect()?;
         let mut conn = self.security.dialled(stream, self.address).map_err(|e| self.failed(e))?;
         let asked = self.write(&mut conn, &greeting.encode()).and_then(|()| self.read_answer(&mut conn));
@@ -142,19 +166,21 @@ impl Attempt<'_> {
         let answer = asked?;
         let address = self.address;
         match Answer::decode(&answer) {
-            Ok(Answer::Welcome) => {
-                tune(&mut conn, &greeting.channel).map_err(|e| self.failed(e))?;
-                Ok(conn)
+            // The first connection is told their number, the others say it.
+            Ok(Answer::Welcome(n))
+                if n == greeting.streams || greeting.stream == 0 && n < greeting.streams =>
+            {
+                tune(&mut conn, &greeting.channel, self.link).map_err(|e| self.failed(e))?;
+                Ok((conn, n))
             }
-            Ok(Answer::UnknownLink) => Err(DialError::UnknownLink { address }),
-            Ok(Answer::Taken) => Err(DialError::Taken { address }),
-            Ok(Answer::Busy) => Err(DialError::Busy { address }),
-            Ok(Answer::BadName) => Err(DialError::BadName { address }),
-            Ok(Answer::Encrypted) => Err(DialError::Encrypted { address }),
-            Ok(Answer::Plaintext) => Err(DialError::Plaintext { address }),
-            Ok(Answer::OtherVersion) | Err(AnswerError::NotAventine) => {
-                Err(DialError::NotAventine { address })
-            }
+            Ok(Answer::Refused(Refusal::UnknownLink)) => Err(DialError::UnknownLink { address }),
+            Ok(Answer::Refused(Refusal::Taken)) => Err(DialError::Taken { address }),
+            Ok(Answer::Refused(Refusal::Busy)) => Err(DialError::Busy { address }),
+            Ok(Answer::Refused(Refusal::BadName)) => Err(DialError::BadName { address }),
+            Ok(Answer::Refused(Refusal::Encrypted)) => Err(DialError::Encrypted { address }),
+            Ok(Answer::Refused(Refusal::Plaintext)) => Err(DialError::Plaintext { address }),
+            Ok(Answer::Welcome(_) | Answer::Refused(Refusal::OtherVersion))
+            | Err(AnswerError::NotAventine) => Err(DialError::NotAventine { address }),
             Err(AnswerError::OtherVersion(theirs)) => Err(DialError::OtherVersion { address, theirs }),
         }
     }
@@ -173,6 +199,9 @@ impl Attempt<'_> {
         let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, Some(Protocol::TCP))
             .and_then(|s| s.set_nonblocking(true).map(|()| s))
             .map_err(|e| self.failed(e))?;
+        if let Some(from) = self.link.traffic.options.source {
+            self.bind(&socket, from)?;
+        }
         match socket.connect(&self.address.into()) {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {
@@ -190,6 +219,16 @@ impl Attempt<'_> {
         }
         stream.set_nodelay(true).map_err(|e| self.failed(e))?;
         Ok(stream)
+    }
+
+    fn bind(&self, socket: &Socket, from: IpAddr) -> Result<(), DialError> {
+        if from.is_ipv4() != self.address.is_ipv4() {
+            return Err(DialError::Family { address: self.address, from });
+        }
+        socket.bind(&SocketAddr::new(from, 0).into()).map_err(|error| match error.kind() {
+            ErrorKind::AddrNotAvailable => DialError::Source(from),
+            _ => self.failed(error),
+        })
     }
 
     fn write(&self, conn: &mut Conn, mut bytes: &[u8]) -> Result<(), DialError> {
@@ -271,4 +310,40 @@ impl Attempt<'_> {
 /// Whether a non-blocking call is to be made again.
 pub(crate) fn is_again(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::CONTROL;
+    use crate::door::TcpListening;
+    use crate::traffic::Traffic;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    /// As a name with several addresses resolves.
+    #[test]
+    fn dead_addresses_cost_their_share_and_the_next_one_is_tried() {
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let at = |last: u8| SocketAddr::from(([127, 32 + last, high, low], 7400));
+        let (refuses, mute, answers) = (at(0), at(1), at(2));
+        // Its backlog takes connections, and nobody answers them.
+        let _mute = TcpListener::bind(mute).unwrap();
+        let _standby = TcpListening::start(&[answers], Security::Plaintext, Traffic::default()).unwrap();
+        let link = LinkState::new(Traffic::default()).unwrap();
+        let dial = |addresses: &[SocketAddr], id: u8, limit| {
+            let greeting = Greeting { link: [id; 16], channel: CONTROL.into(), stream: 0, streams: 1 };
+            let (begun, limit) = (Instant::now(), Duration::from_millis(limit));
+            let dialled = dial(addresses, &greeting, begun + limit, &link, &Security::Plaintext);
+            (dialled.map(|d| d.to), begun.elapsed())
+        };
+        // However long the limit is, a refusal takes none of it.
+        assert_eq!(dial(&[refuses, answers], 1, 1 << 30).0.unwrap(), answers);
+        let (to, took) = dial(&[mute, answers, refuses], 2, 3_000);
+        assert_eq!(to.unwrap(), answers);
+        assert!(took >= Duration::from_millis(1000), "its share is a third: {took:?}");
+        let (none, took) = dial(&[refuses, mute], 3, 300);
+        assert!(matches!(none, Err(DialError::Slow { address }) if address == mute), "{none:?}");
+        assert!(took >= Duration::from_millis(300), "who comes last has all that is left: {took:?}");
+    }
 }

@@ -14,7 +14,8 @@ use crate::dial::is_again;
 use crate::fault::Fault;
 use crate::hall::Hall;
 use crate::link::TcpLink;
-use crate::wire::{Answer, Greeting, GreetingError, Progress, is_plain_greeting, read_greeting};
+use crate::traffic::Traffic;
+use crate::wire::{Greeting, GreetingError, Progress, Refusal, is_plain_greeting, read_greeting};
 use aventine_api::{Link, Listener, PluginError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -41,9 +42,13 @@ pub struct TcpListening {
 
 impl TcpListening {
     /// Listens on all of `addresses`.
-    pub(crate) fn start(addresses: &[SocketAddr], security: Security) -> Result<TcpListening, ListenError> {
+    pub(crate) fn start(
+        addresses: &[SocketAddr],
+        security: Security,
+        traffic: Traffic,
+    ) -> Result<TcpListening, ListenError> {
         let listeners = addresses.iter().map(|&a| bind(a)).collect::<Result<Vec<_>, _>>()?;
-        let hall = Arc::new(Hall::default());
+        let hall = Arc::new(Hall::new(traffic));
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| ListenError::Start(e.into()))?;
         let stop = Arc::new(stop);
@@ -214,7 +219,7 @@ impl Stranger {
                 "A connection was refused: it is not encrypted; the other host has `unsafe_plaintext = true` and this \
                  one `tls`"
             );
-            return self.refuse_plain(Answer::Encrypted);
+            return self.refuse_plain(Refusal::Encrypted);
         }
         self.begun = true;
         match read_on(&mut self.conn, &mut greeting) {
@@ -235,9 +240,9 @@ impl Stranger {
                 tracing::warn!(from = %self.from, "A connection was refused: {error}");
                 match error {
                     GreetingError::NotAventine => None,
-                    GreetingError::Encrypted => self.refuse_plain(Answer::Plaintext),
-                    GreetingError::OtherVersion { .. } => self.refuse(Answer::OtherVersion),
-                    GreetingError::Name => self.refuse(Answer::BadName),
+                    GreetingError::Encrypted => self.refuse_plain(Refusal::Plaintext),
+                    GreetingError::OtherVersion { .. } => self.refuse(Refusal::OtherVersion),
+                    GreetingError::Name | GreetingError::Stream { .. } => self.refuse(Refusal::BadName),
                 }
             }
         }
@@ -247,10 +252,10 @@ impl Stranger {
         let channel = greeting.channel.clone();
         match hall.admit(greeting, self.conn, self.from) {
             Ok(None) => None,
-            Ok(Some((conn, answer))) => {
-                tracing::warn!(from = %self.from, channel, ?answer, "A connection was refused");
+            Ok(Some((conn, refusal))) => {
+                tracing::warn!(from = %self.from, channel, answer = ?refusal, "A connection was refused");
                 self.conn = conn;
-                self.refuse(answer)
+                self.refuse(refusal)
             }
             Err(error) => {
                 tracing::warn!(from = %self.from, channel, %error, "A connection ended during its greeting");
@@ -259,15 +264,15 @@ impl Stranger {
         }
     }
 
-    fn refuse(mut self, answer: Answer) -> Option<Stranger> {
+    fn refuse(mut self, refusal: Refusal) -> Option<Stranger> {
         // The answer fits into the empty socket, unless the stranger has gone.
-        self.conn.write_all(&answer.encode()).and_then(|()| self.conn.flush()).ok()?;
+        self.conn.write_all(&refusal.encode()).and_then(|()| self.conn.flush()).ok()?;
         self.hang_up()
     }
 
     /// Refuses one who is not set up as this host is.
-    fn refuse_plain(mut self, answer: Answer) -> Option<Stranger> {
-        self.conn.write_plain(&answer.encode()).ok()?;
+    fn refuse_plain(mut self, refusal: Refusal) -> Option<Stranger> {
+        self.conn.write_plain(&refusal.encode()).ok()?;
         self.hang_up()
     }
 

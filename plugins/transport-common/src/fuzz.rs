@@ -1,7 +1,7 @@
 //! Fuzz targets; see `tests/fuzz`.
 
 use crate::config::Address;
-use crate::wire::{ANSWER_LEN, Answer, MAX_NAME, Progress, is_name, read_greeting};
+use crate::wire::{ANSWER_LEN, Answer, MAX_NAME, MAX_STREAMS, Progress, is_name, read_greeting};
 
 /// A connection's first bytes, as the standby reads a greeting and as the primary reads an answer, and as an address.
 pub fn greeting(data: &[u8]) {
@@ -11,10 +11,11 @@ pub fn greeting(data: &[u8]) {
             Ok(Progress::More(more)) => {
                 assert!(more > 0);
                 at += more;
-                assert!(at <= 27 + MAX_NAME, "a greeting of {at} bytes");
+                assert!(at <= 29 + MAX_NAME, "a greeting of {at} bytes");
             }
             Ok(Progress::Done(greeting)) => {
                 assert!(is_name(&greeting.channel));
+                assert!(greeting.stream < greeting.streams && greeting.streams <= MAX_STREAMS);
                 assert_eq!(greeting.encode(), got, "it was read to its last byte and not further");
                 break;
             }
@@ -36,19 +37,24 @@ pub fn greeting(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Greeting;
+    use crate::wire::{Greeting, Refusal};
     use aventine_fuzz::replay;
 
     #[test]
     fn a_greeting_is_read_to_its_last_byte() {
-        let greeting_of =
-            |channel: &str| Greeting { link: *b"0123456789abcdef", channel: channel.into() }.encode();
+        let link = *b"0123456789abcdef";
+        let one_of = |channel: &str, stream, streams| {
+            Greeting { link, channel: channel.into(), stream, streams }.encode()
+        };
+        let greeting_of = |channel: &str| one_of(channel, 0, 1);
         let seeds = [
             ("control", greeting_of("control")),
             ("disk", [&greeting_of("disk:disk0")[..], b"and what follows"].concat()),
             ("longest", greeting_of(&"n".repeat(MAX_NAME))),
             ("tls", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
-            ("welcome", Answer::Welcome.encode().to_vec()),
+            ("streams", one_of("pages", 15, MAX_STREAMS)),
+            ("welcome", Answer::Welcome(MAX_STREAMS).encode().to_vec()),
+            ("refused", Answer::Refused(Refusal::Taken).encode().to_vec()),
             ("address", b"[2001:db8::7]:7400".to_vec()),
         ];
         replay("greeting", &seeds, greeting);

@@ -1,8 +1,10 @@
 //! Where the door leaves connections and the standby finds them.
 
-use crate::channel::{CONTROL, LinkState, tune};
+use crate::channel::{CONTROL, tune};
 use crate::conn::Conn;
-use crate::wire::{Answer, Greeting, LinkId};
+use crate::state::LinkState;
+use crate::traffic::Traffic;
+use crate::wire::{Answer, Greeting, LinkId, Refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
@@ -34,8 +36,9 @@ impl Waiting {
 }
 
 /// Shared by the door's thread, the listener and (weakly) the links.
-#[derive(Default)]
 pub(crate) struct Hall {
+    /// Of the links to come.
+    traffic: Traffic,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -48,6 +51,10 @@ struct Inner {
 }
 
 impl Hall {
+    pub(crate) fn new(traffic: Traffic) -> Hall {
+        Hall { traffic, inner: Mutex::default(), changed: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -59,26 +66,31 @@ impl Hall {
         greeting: Greeting,
         mut conn: Conn,
         from: SocketAddr,
-    ) -> io::Result<Option<(Conn, Answer)>> {
+    ) -> io::Result<Option<(Conn, Refusal)>> {
         let mut inner = self.lock();
         let is_new = greeting.channel == CONTROL;
-        let link = if is_new { inner.new_link(&greeting.link)? } else { inner.known_link(&greeting) };
-        let link = match link {
-            Ok(link) => link,
-            Err(answer) => return Ok(Some((conn, answer))),
+        let link = if is_new {
+            inner.new_link(&greeting.link, &self.traffic)?
+        } else {
+            inner.known_link(&greeting.link)
+        };
+        let expected = link.and_then(|link| link.expects(&greeting).map(|streams| (link, streams)));
+        let (link, streams) = match expected {
+            Ok(expected) => expected,
+            Err(refusal) => return Ok(Some((conn, refusal))),
         };
         // First the answer: once the connection is handed over, the standby may write to it.
-        conn.write_all(&Answer::Welcome.encode())?;
+        conn.write_all(&Answer::Welcome(streams).encode())?;
         conn.flush()?;
-        tune(&mut conn, &greeting.channel)?;
+        tune(&mut conn, &greeting.channel, &link)?;
         if is_new {
             let control = conn.stream().try_clone()?;
             inner.links.insert(greeting.link, Arc::downgrade(&link));
-            link.leave(greeting.channel, conn);
+            link.leave(&greeting, streams, conn);
             inner.waiting.push_back(Waiting { link, control, from });
             self.changed.notify_all();
         } else {
-            link.leave(greeting.channel, conn);
+            link.leave(&greeting, streams, conn);
         }
         Ok(None)
     }
@@ -112,20 +124,19 @@ impl Hall {
 }
 
 impl Inner {
-    fn new_link(&mut self, id: &LinkId) -> io::Result<Result<Arc<LinkState>, Answer>> {
+    fn new_link(&mut self, id: &LinkId, traffic: &Traffic) -> io::Result<Result<Arc<LinkState>, Refusal>> {
         self.links.retain(|_, link| link.strong_count() > 0);
         if self.links.contains_key(id) {
-            return Ok(Err(Answer::Taken));
+            return Ok(Err(Refusal::Taken));
         }
         self.waiting.retain(Waiting::is_alive);
         if self.waiting.len() >= MAX_WAITING {
-            return Ok(Err(Answer::Busy));
+            return Ok(Err(Refusal::Busy));
         }
-        LinkState::new().map(Ok)
+        LinkState::new(traffic.clone()).map(Ok)
     }
 
-    fn known_link(&self, greeting: &Greeting) -> Result<Arc<LinkState>, Answer> {
-        let link = self.links.get(&greeting.link).and_then(Weak::upgrade).ok_or(Answer::UnknownLink)?;
-        if link.expects(&greeting.channel) { Ok(link) } else { Err(Answer::Taken) }
+    fn known_link(&self, id: &LinkId) -> Result<Arc<LinkState>, Refusal> {
+        self.links.get(id).and_then(Weak::upgrade).ok_or(Refusal::UnknownLink)
     }
 }

@@ -2,7 +2,8 @@
 //! authenticates with.
 //!
 //! Invariants:
-//! - A connection carries one channel, so bulk waits in its own socket and never in front of a heartbeat.
+//! - A connection carries one channel, so bulk waits in its own socket and never in front of a heartbeat. Every channel but
+//!   `control` may have several connections (see `stripe.rs`), each greeted and authenticated on its own.
 //! - A connection becomes a channel only after its greeting was read and answered (see `wire.rs`); until then it can
 //!   neither block nor end anything but itself.
 //! - With `tls`, greeting and answer stand inside TLS 1.3 and each side has checked the other's certificate before it
@@ -16,15 +17,21 @@
 //!  connect ──── TCP, greeting `control` ────────► door: reads greetings, one thread for all strangers
 //!          ◄─── welcome ─────────────────────────   │ new link ─► hall ─► accept
 //!  open(name) ─ TCP, greeting, same link id ─────►  │ known link ─► waits there for open(name)
-//!          ◄─── welcome ─────────────────────────
+//!          ◄─── welcome: n connections ──────────
+//!             ─ TCP, greeting, 2 of n … n of n ─►
 //! ```
+//! Which addresses, and when again: a name's addresses are tried in the resolver's order, each for its share of what is left of an
+//! attempt's two seconds: of two, a dead first one costs a second. A refusal costs nothing. After an attempt the names are resolved
+//! anew, 50 ms later, until the caller's limit. A link that ended is not mended here: the engine makes a new one.
+//!
 //! The welcome comes from the door, not from the other side's `open`: the two sides may exchange messages between
 //! two calls of `open`. Bytes sent before the standby opened the channel wait in its socket.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod channel;
 mod config;
 mod conn;
+mod crew;
 mod dial;
 mod door;
 mod fault;
@@ -34,25 +41,32 @@ pub mod fuzz;
 mod hall;
 mod link;
 mod own;
+mod state;
+mod stripe;
 mod tls;
+mod traffic;
 mod wire;
 
-pub use channel::{CONTROL, LinkState, Rx, Tx};
+pub use channel::{CONTROL, Rx, Tx};
 pub use config::{Address, AddressError, Peers, Settings, TlsKeys};
 pub use conn::Security;
 pub use door::TcpListening;
 pub use link::TcpLink;
+pub use state::LinkState;
 pub use tls::{Tls, TlsFiles};
+pub use traffic::Options;
+pub use wire::MAX_STREAMS;
 
-use aventine_api::{ErrorCode, PluginError};
+use aventine_api::{ErrorCode, Host, PluginError};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use traffic::{Meters, Traffic};
 
 /// Both roles of one host.
-#[derive(Debug)]
 pub struct Tcp {
     settings: Settings,
     security: Security,
+    traffic: Traffic,
 }
 
 impl Tcp {
@@ -64,7 +78,15 @@ impl Tcp {
             ),
             None => Security::Plaintext,
         };
-        Ok(Tcp { settings, security })
+        let traffic = Traffic::new(settings.options.clone());
+        Ok(Tcp { settings, security, traffic })
+    }
+
+    /// Shows at `host` what sending and receiving cost.
+    #[must_use]
+    pub fn metered(mut self, host: &dyn Host) -> Tcp {
+        self.traffic.meters = Meters::new(host);
+        self
     }
 
     /// As [`aventine_api::Transport::connect`].
@@ -72,7 +94,7 @@ impl Tcp {
         if self.settings.peers.is_empty() {
             return Err(PluginError::new(ErrorCode::Config, NoPeer));
         }
-        Ok(TcpLink::connect(&self.settings, Instant::now() + limit, limit, &self.security)?)
+        Ok(TcpLink::connect(&self.settings, limit, &self.security, &self.traffic)?)
     }
 
     /// As [`aventine_api::Transport::listen`].
@@ -88,7 +110,7 @@ impl Tcp {
         }
         addresses.sort_unstable();
         addresses.dedup();
-        Ok(TcpListening::start(&addresses, self.security.clone())?)
+        Ok(TcpListening::start(&addresses, self.security.clone(), self.traffic.clone())?)
     }
 }
 

@@ -1,10 +1,12 @@
 //! A link of either side.
 
-use crate::channel::{CONTROL, ChannelError, LinkState, Rx, Tx};
+use crate::channel::{CONTROL, ChannelError, Rx, Tx};
 use crate::config::{Address, AddressError, Settings};
 use crate::conn::{Conn, Security};
-use crate::dial::{DialError, dial, resolve};
+use crate::dial::{DialError, Dialled, dial, resolve};
 use crate::own::is_own;
+use crate::state::LinkState;
+use crate::traffic::Traffic;
 use crate::wire::{Greeting, LinkId, is_name};
 use aventine_api::{ChannelRx, ChannelTx, ErrorCode, Link, LinkAbort, PluginError};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -36,6 +38,7 @@ impl From<ConnectError> for PluginError {
         let code = match &error {
             ConnectError::NoAnswer { .. } => ErrorCode::TimedOut,
             ConnectError::Wrong(DialError::NotAventine { .. }) => ErrorCode::Corrupt,
+            ConnectError::Wrong(DialError::Source(_)) => ErrorCode::Unavailable,
             ConnectError::Wrong(e) if e.is_refusal() => ErrorCode::Refused,
             ConnectError::Wrong(_) => ErrorCode::PeerLost,
             ConnectError::Start(_) => ErrorCode::Io,
@@ -68,7 +71,9 @@ impl From<OpenError> for PluginError {
             OpenError::Ended { .. } => ErrorCode::PeerLost,
             OpenError::Dial { source, .. } => match source {
                 DialError::Slow { .. } | DialError::ResolveSlow { .. } => ErrorCode::TimedOut,
-                DialError::Resolve { .. } => ErrorCode::Unavailable,
+                DialError::Resolve { .. } | DialError::Source(_) | DialError::Family { .. } => {
+                    ErrorCode::Unavailable
+                }
                 DialError::NotAventine { .. } => ErrorCode::Corrupt,
                 e if e.is_refusal() => ErrorCode::Refused,
                 DialError::Taken { .. } | DialError::BadName { .. } => ErrorCode::Internal,
@@ -97,17 +102,18 @@ struct Dialer {
 }
 
 impl TcpLink {
-    /// Primary: tries until the standby answers or `deadline` has passed.
+    /// Primary: tries until the standby answers or `limit` has passed.
     pub(crate) fn connect(
         settings: &Settings,
-        deadline: Instant,
         limit: Duration,
         security: &Security,
+        traffic: &Traffic,
     ) -> Result<TcpLink, ConnectError> {
+        let deadline = Instant::now() + limit;
         let mut id = LinkId::default();
         getrandom(&mut id, GetRandomFlags::empty()).map_err(|e| ConnectError::Start(e.into()))?;
-        let state = LinkState::new().map_err(ConnectError::Start)?;
-        let greeting = Greeting { link: id, channel: CONTROL.to_owned() };
+        let state = LinkState::new(traffic.clone()).map_err(ConnectError::Start)?;
+        let greeting = Greeting { link: id, channel: CONTROL.to_owned(), stream: 0, streams: 1 };
         let mut last = None;
         let Settings { listen, peers, .. } = settings;
         while Instant::now() < deadline {
@@ -121,8 +127,8 @@ impl TcpLink {
                 });
                 let until = deadline.min(Instant::now() + ATTEMPT);
                 match found.and_then(|found| dial(&found, &greeting, until, &state, security)) {
-                    Ok((conn, standby)) => {
-                        state.leave(CONTROL.to_owned(), conn);
+                    Ok(Dialled { conn, to: standby, streams }) => {
+                        state.leave(&greeting, streams, conn);
                         let dialer = Dialer { id, standby, listen: *listen, security: security.clone() };
                         let peer = format!("{peer} ({standby})");
                         return Ok(TcpLink { state, peer, dialer: Some(dialer) });
@@ -160,6 +166,8 @@ impl TcpLink {
 
     /// Standby: the link of a primary that came from `from`.
     pub(crate) fn accepted(state: Arc<LinkState>, from: SocketAddr) -> TcpLink {
+        // A listener at [::] shows addresses of IPv4 as if they were none.
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
         TcpLink { state, peer: from.to_string(), dialer: None }
     }
 
@@ -169,18 +177,18 @@ impl TcpLink {
             return Err(OpenError::Name { name: name.to_owned() });
         }
         let ended = |source| OpenError::Ended { name: name.to_owned(), source };
-        let conn = match &self.dialer {
+        let conns = match &self.dialer {
             Some(dialer) => match self.state.take(name) {
-                Some(conn) => conn,
+                Some(conns) => conns,
                 None => self.dial(dialer, name, route, deadline)?,
             },
             None => match self.state.wait(name, deadline) {
-                Some(conn) => conn,
+                Some(conns) => conns,
                 None if self.state.is_aborted() => return Err(ended(ChannelError::Aborted)),
                 None => return Err(OpenError::NeverCame { name: name.to_owned(), limit }),
             },
         };
-        self.state.adopt(conn).map_err(ended)
+        self.state.adopt(name, conns).map_err(ended)
     }
 
     fn dial(
@@ -189,7 +197,7 @@ impl TcpLink {
         name: &str,
         route: Option<&str>,
         deadline: Instant,
-    ) -> Result<Conn, OpenError> {
+    ) -> Result<Vec<Conn>, OpenError> {
         let failed = |source| OpenError::Dial { name: name.to_owned(), source };
         let addresses = match route {
             Some(route) => {
@@ -212,10 +220,16 @@ impl TcpLink {
             }
             None => vec![dialer.standby],
         };
-        let greeting = Greeting { link: dialer.id, channel: name.to_owned() };
-        let (conn, _) =
-            dial(&addresses, &greeting, deadline, &self.state, &dialer.security).map_err(failed)?;
-        Ok(conn)
+        let dial = |addresses: &[SocketAddr], stream, streams| {
+            let greeting = Greeting { link: dialer.id, channel: name.to_owned(), stream, streams };
+            dial(addresses, &greeting, deadline, &self.state, &dialer.security).map_err(failed)
+        };
+        let Dialled { conn, to, streams } = dial(&addresses, 0, self.state.traffic.streams(name))?;
+        let mut conns = vec![conn];
+        for stream in 1..streams {
+            conns.push(dial(&[to], stream, streams)?.conn);
+        }
+        Ok(conns)
     }
 }
 

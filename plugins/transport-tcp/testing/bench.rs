@@ -35,7 +35,7 @@ impl Security for Encrypted {
     }
 }
 
-pub(crate) struct Hosts<F, S> {
+pub(crate) struct Hosts<F, S, const STREAMS: u8 = 1> {
     ip: Ipv4Addr,
     config: String,
     strangers: Vec<TcpStream>,
@@ -53,10 +53,10 @@ fn own_ip() -> Ipv4Addr {
     Ipv4Addr::new(127, NEXT.fetch_add(1, Ordering::SeqCst), high, low)
 }
 
-impl<F: Form, S: Security> TransportBench for Hosts<F, S> {
+impl<F: Form, S: Security, const STREAMS: u8> TransportBench for Hosts<F, S, STREAMS> {
     fn start() -> Self {
         let (ip, (security, keys)) = (own_ip(), S::key());
-        let config = format!("listen = '{ip}:{PORT}'\npeer = '{ip}:{PORT}'\n{security}");
+        let config = format!("listen = '{ip}:{PORT}'\npeer = '{ip}:{PORT}'\nstreams = {STREAMS}\n{security}");
         Hosts { ip, config, strangers: Vec::new(), _keys: keys, form: PhantomData }
     }
 

@@ -160,7 +160,7 @@ fn client(keys: &Keys, ip: Ipv4Addr, certificate: bool) -> StreamOwned<ClientCon
 }
 
 fn greeting() -> Vec<u8> {
-    [b"aventine\0\x01".as_slice(), &[9; 16], &[7], b"control"].concat()
+    [b"aventine\0\x02".as_slice(), &[9; 16], &[0, 1, 7], b"control"].concat()
 }
 
 #[test]

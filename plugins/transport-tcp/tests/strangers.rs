@@ -12,7 +12,7 @@ use std::time::Duration;
 const TLS: bool = false;
 
 fn greeting(version: u16, link: &[u8; 16], name: &[u8]) -> Vec<u8> {
-    [b"aventine".as_slice(), &version.to_be_bytes(), link, &[name.len() as u8], name].concat()
+    [b"aventine".as_slice(), &version.to_be_bytes(), link, &[0, 1, name.len() as u8], name].concat()
 }
 
 #[test]
@@ -28,17 +28,17 @@ fn strangers_disturb_nobody() {
     http.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     assert_eq!(http.read(&mut [0; 64]).unwrap_or(0), 0, "another protocol is not answered");
     for (bytes, answer) in [
-        (greeting(2, &[1; 16], b"control"), 2),
-        (greeting(1, &[1; 16], b"pages"), 3),
-        (greeting(1, &[1; 16], b""), 6),
-        (greeting(1, &[1; 16], b"a b"), 6),
-        (greeting(1, &[1; 16], &[b'x'; 200]), 6),
+        (greeting(1, &[1; 16], b"control"), 2),
+        (greeting(2, &[1; 16], b"pages"), 3),
+        (greeting(2, &[1; 16], b""), 6),
+        (greeting(2, &[1; 16], b"a b"), 6),
+        (greeting(2, &[1; 16], &[b'x'; 200]), 6),
     ] {
         let mut stream = dial();
         stream.write_all(&bytes).unwrap();
         let mut got = Vec::new();
         stream.read_to_end(&mut got).unwrap();
-        assert_eq!(got, [b"AVENTINE\0\x01".as_slice(), &[answer]].concat(), "{bytes:?}");
+        assert_eq!(got, [b"AVENTINE\0\x02".as_slice(), &[answer]].concat(), "{bytes:?}");
     }
     let mut primary = connect(ip);
     let mut standby = listener.accept(LONG).unwrap().expect("the real one is heard");
@@ -66,9 +66,9 @@ fn another_service_and_another_version_are_told_apart_at_once() {
     for (says, code, word) in [
         (b"SSH-2.0-OpenSSH_9.2\r\n".as_slice(), ErrorCode::Corrupt, "is no Aventine standby"),
         (
-            b"AVENTINE\x00\x02\x02",
+            b"AVENTINE\x00\x03\x02",
             ErrorCode::Refused,
-            "speaks version 2 of the transport, this host version 1",
+            "speaks version 3 of the transport, this host version 2",
         ),
     ] {
         let ip = own_ip();

@@ -71,8 +71,12 @@ impl Load {
         })?;
         way.acknowledge()?;
         let took = began.elapsed();
-        let (sending, receiving) = (times.iter().map(|t| t.0).sum(), times.iter().map(|t| t.1).sum());
-        Ok(Transfer { bytes: (batches * BATCH * PAGE_SIZE * streams) as u64, took, sending, receiving })
+        let bytes = (batches * BATCH * PAGE_SIZE * streams) as u64;
+        let (sending, receiving) = match &way.meters {
+            Some(meters) => meters.of_last(bytes),
+            None => (times.iter().map(|t| t.0).sum(), times.iter().map(|t| t.1).sum()),
+        };
+        Ok(Transfer { bytes, took, sending, receiving })
     }
 
     /// Sends `count` checkpoints of `pages` pages, each after the acknowledgement of the one before.

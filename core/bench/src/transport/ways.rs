@@ -1,8 +1,10 @@
 //! The ways that pages can take: a plugin's channels, bare TCP connections, and TCP with rustls.
 
+use super::meters::Meters;
 use super::{BenchError, Keys, Setup};
 use aventine_api::{
-    ChannelRx, ChannelTx, Context, ErrorCode, Factory, Host, Kind, Link, PluginError, Side, Transport,
+    ChannelRx, ChannelTx, Context, ErrorCode, Factory, Host, Kind, Link, PluginEntry, PluginError, Side,
+    Transport,
 };
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
 use rustls_pki_types::pem::PemObject;
@@ -31,24 +33,19 @@ pub(super) struct Way {
     pub(super) name: &'static str,
     pub(super) streams: Vec<Stream>,
     pub(super) ack: Stream,
+    /// What the plugin counts, where it has threads of its own.
+    pub(super) meters: Option<Arc<Meters>>,
     /// Channels may end with their link.
     _links: Vec<Box<dyn Link>>,
-}
-
-/// Nobody asks for anything here.
-struct Nobody;
-
-impl Host for Nobody {
-    fn request_epoch(&self) {}
-    fn staged(&self, _: aventine_api::Epoch) {}
-    fn failed(&self, _: PluginError) {}
 }
 
 impl Way {
     pub(super) fn plugin(setup: &Setup) -> Result<Way, BenchError> {
         let failed = |doing| move |e| BenchError::Plugin(setup.plugin.clone(), doing, e);
         let address = free_address().map_err(|e| BenchError::Connect("The plugin", e))?;
-        let make = |side| make(setup, side, address);
+        let plugin = Plugin::find(setup, address)?;
+        let meters = Arc::new(Meters::default());
+        let make = |side| plugin.make(setup, side, Arc::clone(&meters) as Arc<dyn Host>);
         let (mut primary, mut standby) = (make(Side::Primary)?, make(Side::Standby)?);
         let mut listener = standby.listen(&[]).map_err(failed("listening"))?;
         let mut links = thread::scope(|scope| {
@@ -69,12 +66,13 @@ impl Way {
         };
         let ((_, rx), (tx, _)) = open("control".to_owned())?;
         let ack = Stream { tx, rx };
-        let streams = (0..setup.streams).map(|at| {
+        let streams = (0..plugin.channels).map(|at| {
             let ((tx, _), (_, rx)) = open(if at == 0 { "pages".to_owned() } else { format!("disk:d{at}") })?;
             Ok(Stream { tx, rx })
         });
         let streams = streams.collect::<Result<_, BenchError>>()?;
-        Ok(Way { name: "plugin", streams, ack, _links: links.into() })
+        let meters = (plugin.channels < setup.streams).then_some(meters);
+        Ok(Way { name: "plugin", streams, ack, meters, _links: links.into() })
     }
 
     pub(super) fn bare(streams: usize) -> Result<Way, BenchError> {
@@ -109,30 +107,52 @@ impl Way {
         let all: Result<Vec<_>, _> = (0..=streams).map(|_| stream()).collect();
         let mut all = all.map_err(|e| BenchError::Connect(name, e))?;
         let ack = all.remove(0);
-        Ok(Way { name, streams: all, ack, _links: Vec::new() })
+        Ok(Way { name, streams: all, ack, meters: None, _links: Vec::new() })
     }
 }
 
-fn make(setup: &Setup, side: Side, address: SocketAddr) -> Result<Box<dyn Transport>, BenchError> {
-    let entry = aventine_registry::find(Kind::Transport, &setup.plugin);
-    let Some(Factory::Transport(make)) = entry.map(|e| e.factory) else {
-        let known = aventine_registry::names(Kind::Transport).join(", ");
-        return Err(BenchError::Unknown(setup.plugin.clone(), known));
-    };
-    let security = match &setup.keys {
-        None => "unsafe_plaintext = true".to_owned(),
-        Some(Keys { ca, cert, key }) => format!("tls = {{ ca = {ca:?}, cert = {cert:?}, key = {key:?} }}"),
-    };
-    let text = format!("listen = \"{address}\"\npeer = \"{address}\"\n{security}\n");
-    let context = Context {
-        guest: "bench".to_owned(),
-        id: "transport".to_owned(),
-        side,
-        state_dir: ".".into(),
-        config_dir: ".".into(),
-        host: Arc::new(Nobody),
-    };
-    make(&text, context).map_err(|e| BenchError::Plugin(setup.plugin.clone(), "being set up", e))
+/// The plugin and how it is used.
+struct Plugin {
+    entry: &'static PluginEntry,
+    text: String,
+    /// One where the plugin has streams of its own.
+    channels: usize,
+}
+
+impl Plugin {
+    fn find(setup: &Setup, address: SocketAddr) -> Result<Plugin, BenchError> {
+        let Some(entry) = aventine_registry::find(Kind::Transport, &setup.plugin) else {
+            let known = aventine_registry::names(Kind::Transport).join(", ");
+            return Err(BenchError::Unknown(setup.plugin.clone(), known));
+        };
+        let security = match &setup.keys {
+            None => "unsafe_plaintext = true".to_owned(),
+            Some(Keys { ca, cert, key }) => {
+                format!("tls = {{ ca = {ca:?}, cert = {cert:?}, key = {key:?} }}")
+            }
+        };
+        let text = format!("listen = \"{address}\"\npeer = \"{address}\"\n{security}\n");
+        let striped = format!("streams = {}\n{text}", setup.streams);
+        Ok(match setup.streams > 1 && (entry.validate)(&striped).is_ok() {
+            true => Plugin { entry, text: striped, channels: 1 },
+            false => Plugin { entry, text, channels: setup.streams },
+        })
+    }
+
+    fn make(&self, setup: &Setup, side: Side, host: Arc<dyn Host>) -> Result<Box<dyn Transport>, BenchError> {
+        let Factory::Transport(make) = self.entry.factory else {
+            unreachable!("it was found among the transports")
+        };
+        let context = Context {
+            guest: "bench".to_owned(),
+            id: "transport".to_owned(),
+            side,
+            state_dir: ".".into(),
+            config_dir: ".".into(),
+            host,
+        };
+        make(&self.text, context).map_err(|e| BenchError::Plugin(setup.plugin.clone(), "being set up", e))
+    }
 }
 
 /// An address that nobody listens on now.

@@ -53,6 +53,11 @@ impl Proxy {
         *self.next.lock().unwrap() = Some(deed);
     }
 
+    /// How many there have been.
+    pub fn connections(&self) -> usize {
+        self.recorded.lock().unwrap().len()
+    }
+
     pub fn recorded(&self, connection: usize) -> Vec<u8> {
         self.recorded.lock().unwrap()[connection].clone()
     }
