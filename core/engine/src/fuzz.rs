@@ -171,7 +171,7 @@ pub fn receiver(data: &[u8], codec: fn() -> Box<dyn Codec>) {
         let due = committed.borrow().next();
         assert_eq!(checkpoint.epoch, due);
         committed.replace(due);
-        let held = checkpoint.pages.iter().map(Vec::len).sum::<usize>();
+        let held = checkpoint.pages.iter().map(|p| p.len()).sum::<usize>();
         assert!(held <= PAGES * (PAGE_SIZE + 64), "{held} bytes for a guest of {PAGES} pages");
         assert!(checkpoint.pages.len() <= PAGES, "{} batches", checkpoint.pages.len());
         let mut image = image.lock().unwrap_or_else(PoisonError::into_inner);

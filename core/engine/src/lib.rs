@@ -14,6 +14,7 @@
 
 mod arbiter;
 mod audit;
+mod bytes;
 mod control;
 mod door;
 mod feed;

@@ -104,12 +104,12 @@ impl Pipe {
         config: &Config,
         copy: Copy,
         codec: Box<dyn Codec>,
-        tx: FrameTx,
+        mut tx: FrameTx,
         number: u32,
         to_loop: &Sender<Event>,
     ) -> Pipe {
         let (jobs_tx, jobs) = channel();
-        let (staging, back) = Staging::new(config.staging, jobs_tx);
+        let (staging, back) = Staging::new(config.staging, jobs_tx, |bytes| tx.memory(bytes));
         let (states_tx, states) = channel();
         let to_loop = to_loop.clone();
         let lost = move |e| drop(to_loop.send(Event::PagesLost(number, e)));
@@ -126,7 +126,7 @@ impl Pipe {
 
     /// No session, no way.
     fn idle(pages: u64) -> Pipe {
-        let (staging, _) = Staging::new(0, channel().0);
+        let (staging, _) = Staging::new(0, channel().0, |_| None);
         Pipe {
             staging,
             states: channel().1,

@@ -6,7 +6,9 @@
 //! reading, and the primary feels it. A single checkpoint may be larger than that: it is at most the guest's memory, each
 //! page once, and one device state.
 
+use crate::bytes::Bytes;
 use crate::memory::GuestMemory;
+use crate::staging::BATCH_PAGES;
 use crate::wire::{FrameRx, WireError};
 use aventine_api::{Codec, Epoch, ErrorCode, PAGE_SIZE, PluginError};
 use aventine_protocol::{AuditRecord, CheckpointEnd, FrameHeader, FrameKind, MessageError, PayloadHash};
@@ -16,12 +18,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 const CHECKPOINT_COST: u64 = 256;
 /// Most bytes that a codec may need for a page beside its contents.
 const PAGE_COST: usize = 64;
+/// Longest payload that a batch of pages becomes: the length of the buffers that the transport is asked to lend.
+pub(crate) const LONGEST_BATCH: usize = BATCH_PAGES * (PAGE_SIZE + PAGE_COST);
 
 /// A checkpoint, complete and checked.
 pub(crate) struct Checkpoint {
     pub(crate) epoch: Epoch,
     pub(crate) armed: bool,
-    pub(crate) pages: Vec<Vec<u8>>,
+    pub(crate) pages: Vec<Bytes>,
     /// Payloads of [`AuditRecord`]s, checked.
     pub(crate) audit: Vec<Vec<u8>>,
     pub(crate) state: Vec<u8>,
@@ -118,11 +122,14 @@ impl Buffers {
         Arc::new(Buffers { limit, state: Mutex::default(), changed: Condvar::new() })
     }
 
-    fn take(&self) -> Vec<u8> {
+    /// Waits until there may be another frame; `spare` is a buffer for it, if one is free.
+    fn take(&self, spare: &mut Vec<u8>) {
         let state = self.lock();
         let full = |s: &mut InUse| s.bytes > self.limit && s.whole > 0 && !s.closed;
         let mut state = self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner);
-        state.free.pop().unwrap_or_default()
+        if spare.capacity() == 0 {
+            *spare = state.free.pop().unwrap_or_default();
+        }
     }
 
     fn staged(&self, bytes: u64) {
@@ -140,7 +147,8 @@ impl Buffers {
         state.whole -= 1;
         // What is kept for later is bounded like what is in use.
         let room = (self.limit >> 20).max(1) as usize;
-        state.free.extend(checkpoint.pages.into_iter().chain(checkpoint.audit));
+        let pages = checkpoint.pages.into_iter().filter_map(Bytes::into_own);
+        state.free.extend(pages.chain(checkpoint.audit));
         state.free.truncate(room);
         self.changed.notify_all();
     }
@@ -164,7 +172,7 @@ impl Buffers {
 /// What has arrived of the epoch being staged.
 struct Stage {
     epoch: Epoch,
-    pages: Vec<Vec<u8>>,
+    pages: Vec<Bytes>,
     page_count: u64,
     audit: Vec<Vec<u8>>,
     audited_pages: u64,
@@ -199,7 +207,7 @@ impl Stage {
     }
 
     /// Takes a batch of `count` pages, unless it is more than a guest of `guest_pages` pages can have changed.
-    fn add_pages(&mut self, payload: Vec<u8>, count: u64, guest_pages: u64) -> Result<(), ReceiveError> {
+    fn add_pages(&mut self, payload: Bytes, count: u64, guest_pages: u64) -> Result<(), ReceiveError> {
         self.page_count = self.page_count.saturating_add(count);
         let most = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(PAGE_SIZE + PAGE_COST);
         if count == 0 || self.page_count > guest_pages || payload.len() > most {
@@ -247,9 +255,10 @@ pub(crate) fn run(
     copied: impl Fn(u64),
 ) -> Result<(), ReceiveError> {
     let mut stage = Stage::new(Epoch::FIRST);
+    let mut spare = Vec::new();
     loop {
-        let mut payload = buffers.take();
-        let header = rx.recv(&mut payload)?;
+        buffers.take(&mut spare);
+        let (header, payload) = rx.recv_lent(&mut spare)?;
         match header.kind {
             FrameKind::Pages => {
                 let mut image = image.lock().unwrap_or_else(PoisonError::into_inner);
@@ -276,12 +285,12 @@ pub(crate) fn run(
                 stage.add(&header)?;
                 buffers.staged(u64::from(header.length));
                 stage.held += u64::from(header.length);
-                stage.audit.push(payload);
+                stage.audit.push(payload.into_vec());
             }
             FrameKind::State => {
                 stage.add(&header)?;
                 buffers.staged(u64::from(header.length));
-                stage.add_state(payload)?;
+                stage.add_state(payload.into_vec())?;
             }
             FrameKind::CheckpointEnd => {
                 if header.epoch != stage.epoch {

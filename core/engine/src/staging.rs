@@ -3,29 +3,32 @@
 //! ```text
 //!  free ──take──► filling ──full──► filled ──hand over──► sender ──sent──► free
 //! ```
-//! Allocated once, touched once, never grown. A capture that needs more than is free hands over what it has and waits
+//! Allocated once, touched once, never grown; the transport's memory, where it lends any to send from. A capture that needs more than is free hands over what it has and waits
 //! for the sender: the pause becomes longer, nothing else does. Which pages are in flight is in their epoch's bitmap,
 //! so a batch is free as soon as it is sent.
 
 use crate::audit::Sealed;
+use crate::bytes::Bytes;
 use crate::memory::GuestMemory;
-use aventine_api::{Epoch, PAGE_SIZE, PageBitmap, PageRun};
+use aventine_api::{Epoch, LentMemory, PAGE_SIZE, PageBitmap, PageRun};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 
 /// Pages in one batch.
-const BATCH_PAGES: usize = 256;
+pub(crate) const BATCH_PAGES: usize = 256;
 
 /// A batch of captured pages.
 pub(crate) struct Batch {
-    bytes: Box<[u8]>,
+    bytes: Bytes,
     used: usize,
     runs: Vec<(u64, usize)>,
 }
 
 impl Batch {
-    fn new() -> Batch {
+    const BYTES: usize = BATCH_PAGES * PAGE_SIZE;
+
+    fn new(lent: Option<Box<dyn LentMemory>>) -> Batch {
+        let mut bytes = lent.map_or_else(|| Bytes::Own(vec![0; Batch::BYTES]), Bytes::Lent);
         // Written, not only reserved: a page fault belongs to the start, not into a pause.
-        let mut bytes = vec![0u8; BATCH_PAGES * PAGE_SIZE].into_boxed_slice();
         bytes.iter_mut().step_by(PAGE_SIZE).for_each(|b| *b = 1);
         Batch { bytes, used: 0, runs: Vec::with_capacity(BATCH_PAGES) }
     }
@@ -109,11 +112,15 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// Staging memory of `limit` bytes; answers it and the way back for sent batches.
-    pub(crate) fn new(limit: u64, jobs: Sender<Job>) -> (Staging, Sender<Batch>) {
+    /// Staging memory of `limit` bytes; answers it and the way back for sent batches. `lend` is asked for the memory of each.
+    pub(crate) fn new(
+        limit: u64,
+        jobs: Sender<Job>,
+        mut lend: impl FnMut(usize) -> Option<Box<dyn LentMemory>>,
+    ) -> (Staging, Sender<Batch>) {
         let (back, free) = channel();
-        let batches = (limit as usize / (BATCH_PAGES * PAGE_SIZE)).max(2);
-        (0..batches).for_each(|_| drop(back.send(Batch::new())));
+        let batches = (limit as usize / Batch::BYTES).max(2);
+        (0..batches).for_each(|_| drop(back.send(Batch::new(lend(Batch::BYTES)))));
         (Staging { free, filling: None, filled: Vec::with_capacity(batches), audit: None, jobs }, back)
     }
 

@@ -160,7 +160,7 @@ fn a_checkpoint_arrives_whole_through_staging_that_is_much_smaller() {
     let mut guest = Memory::new(&PAGES);
     let view = guest.view();
     let (jobs_tx, jobs) = channel();
-    let (mut staging, back) = Staging::new(2 << 20, jobs_tx); // 2 MiB for checkpoints of 8 MiB
+    let (mut staging, back) = Staging::new(2 << 20, jobs_tx, |_| None); // 2 MiB for checkpoints of 8 MiB
     let (wire, arrived) = channel();
     let (states_tx, states) = channel();
     let (lost, losses) = channel();
@@ -196,7 +196,7 @@ fn frames_of_two_checkpoints() -> Vec<Vec<u8>> {
     let mut guest = Memory::new(&[8, 8]);
     let view = guest.view();
     let (jobs_tx, jobs) = channel();
-    let (mut staging, back) = Staging::new(2 << 20, jobs_tx);
+    let (mut staging, back) = Staging::new(2 << 20, jobs_tx, |_| None);
     let (wire, arrived) = channel();
     let sending = thread::spawn(move || {
         sender::run(&jobs, frame_tx(wire), plain(), &back, &channel().0, |e| panic!("{e}"));

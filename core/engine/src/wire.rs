@@ -1,6 +1,9 @@
 //! Frames over the transport's channels.
 
-use aventine_api::{ChannelRx, ChannelTx, Epoch, ErrorCode, PluginError, RecordHead, RecordRx, RecordTx};
+use crate::bytes::Bytes;
+use aventine_api::{
+    ChannelRx, ChannelTx, Epoch, ErrorCode, LentMemory, PluginError, RecordHead, RecordRx, RecordTx,
+};
 use aventine_protocol::{FrameError, FrameHeader, FrameKind, HEADER_LEN, Message, MessageError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,6 +65,11 @@ impl FrameTx {
         self.sent.fetch_add((HEADER_LEN + header.length as usize) as u64, Ordering::Relaxed);
         Ok(header)
     }
+
+    /// As [`ChannelTx::memory`].
+    pub(crate) fn memory(&mut self, bytes: usize) -> Option<Box<dyn LentMemory>> {
+        self.tx.memory(bytes)
+    }
 }
 
 /// The receiving end of a channel.
@@ -77,14 +85,40 @@ impl FrameRx {
 
     /// Waits for the next frame and replaces `payload` with its checked payload.
     pub(crate) fn recv(&mut self, payload: &mut Vec<u8>) -> Result<FrameHeader, WireError> {
+        let header = self.head()?;
+        self.payload(&header, payload)?;
+        Ok(header)
+    }
+
+    /// Waits for the next frame and answers its checked payload: in memory that the transport lends, or else in `spare`, which it
+    /// takes.
+    pub(crate) fn recv_lent(&mut self, spare: &mut Vec<u8>) -> Result<(FrameHeader, Bytes), WireError> {
+        let header = self.head()?;
+        match self.rx.recv_lent(header.length as usize)? {
+            Some(memory) => {
+                header.verify(memory.bytes())?;
+                Ok((header, Bytes::Lent(memory)))
+            }
+            None => {
+                self.payload(&header, spare)?;
+                Ok((header, Bytes::Own(std::mem::take(spare))))
+            }
+        }
+    }
+
+    fn head(&mut self) -> Result<FrameHeader, WireError> {
         let mut head = [0; HEADER_LEN];
         self.rx.recv(&mut head)?;
         let header = FrameHeader::decode(&head, self.sequence)?;
         self.sequence = self.sequence.wrapping_add(1);
+        Ok(header)
+    }
+
+    fn payload(&mut self, header: &FrameHeader, payload: &mut Vec<u8>) -> Result<(), WireError> {
         payload.resize(header.length as usize, 0);
         self.rx.recv(payload)?;
         header.verify(payload)?;
-        Ok(header)
+        Ok(())
     }
 
     /// Waits for the next message.

@@ -2,18 +2,21 @@
 //!
 //! ```text
 //!  Tx                                                     Rx
-//!  parts ─ copied ─► own ring ═══ write, how far ═══════► ring ─ copied ─► caller
+//!  lent memory ══════ writes, how long ══════════════════► an offered buffer ─► caller          no copy
+//!             ◄══════ offer: another buffer ════════════════  free ◄─ dropped ───┘
+//!  parts ─ copied ─► own ring ═══ write, how far ═══════► ring ─ copied ─► caller               all else
 //!             ▲ completion                                  │ a quarter of the ring, or of the messages, is consumed
 //!             └─ room ◄═════════ credit: consumed up to ═══─┘
 //! ```
-//! Who waits sleeps on four descriptors: completions, the connection manager's events, the channel's TLS connection, which the
+//! A call that sends from lent memory waits until the device has read it. Who waits sleeps on four descriptors: completions, the connection manager's events, the channel's TLS connection, which the
 //! kernel closes when the other process dies, and the link's end.
 
-use crate::endpoint::{Completion, Endpoint};
-use crate::ffi::event;
-use crate::ring::{CREDITS, Impossible, Inbox, Outbox, Span};
-use crate::wire::Ring;
-use aventine_api::{ChannelRx, ChannelTx, ErrorCode, PluginError};
+use crate::endpoint::{Completion, Endpoint, PIECES, SILENT, TELLS};
+use crate::ffi::{Sge, event};
+use crate::lent::{Buffer, DIRECT, Pool, Sources};
+use crate::ring::{Impossible, Inbox, MESSAGES, Outbox, Ready, Span, immediate};
+use crate::wire::{Ring, Room};
+use aventine_api::{ChannelRx, ChannelTx, ErrorCode, LentMemory, PluginError};
 use aventine_transport_common as common;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -126,14 +129,20 @@ impl Half {
 pub(crate) struct Tx {
     half: Half,
     /// The other side's.
-    ring: Ring,
+    theirs: Room,
     outbox: Outbox,
+    /// Once there is lent memory.
+    sources: Option<Sources>,
+    /// What the message to be sent is gathered from.
+    pieces: Vec<Sge>,
 }
 
 impl Tx {
-    pub(crate) fn new(endpoint: Endpoint, ring: Ring, tether: Arc<Tether>) -> Tx {
-        let outbox = Outbox::new(endpoint.memory.len(), MOST.min(endpoint.memory.len() / 4));
-        Tx { half: Half { endpoint, tether, ended: None }, ring, outbox }
+    pub(crate) fn new(endpoint: Endpoint, theirs: Room, tether: Arc<Tether>) -> Tx {
+        let most = MOST.min(endpoint.memory.len() / 4);
+        let outbox = Outbox::new(endpoint.memory.len(), most, theirs.buffers.count);
+        let half = Half { endpoint, tether, ended: None };
+        Tx { half, theirs, outbox, sources: None, pieces: Vec::new() }
     }
 
     /// Books what has completed; whether anything has.
@@ -144,7 +153,7 @@ impl Tx {
             match completion {
                 Completion::Wrote(end) => self.outbox.completed(end),
                 Completion::Came(told) => {
-                    self.outbox.credited(told)?;
+                    self.outbox.heard(told)?;
                     self.half.endpoint.receive().map_err(refused)?;
                 }
                 Completion::Failed(why) => {
@@ -178,9 +187,73 @@ impl Tx {
     }
 
     fn send_all(&mut self, parts: &[&[u8]]) -> Result<(), ChannelError> {
+        if let Some(error) = self.half.ended {
+            return Err(error);
+        }
         // Whether somebody is there, and what the last call left behind.
         self.half.sleep(Some(Duration::ZERO))?;
         self.book()?;
+        match parts {
+            [head, body @ ..] if self.gathers(body) => {
+                self.copy(&[head])?;
+                self.place(body).inspect_err(|error| {
+                    // The device may still be reading: not beyond this.
+                    self.half.ended.get_or_insert(*error);
+                    self.half.endpoint.end();
+                })
+            }
+            parts => self.copy(parts),
+        }
+    }
+
+    /// Whether this goes to a buffer, from where it lies.
+    fn gathers(&mut self, body: &[&[u8]]) -> bool {
+        let fits = DIRECT..=self.theirs.buffers.length as usize;
+        let Some(sources) = &mut self.sources else { return false };
+        self.outbox.offer().is_some()
+            && fits.contains(&body.iter().map(|part| part.len()).sum())
+            && sources.gather(body, &mut self.pieces)
+    }
+
+    /// Writes what [`Self::gathers`] has found, and waits until the device is done with it.
+    fn place(&mut self, body: &[&[u8]]) -> Result<(), ChannelError> {
+        self.room()?;
+        let Some(buffer) = self.outbox.offer() else { return Ok(()) };
+        let (mut at, key) = (self.theirs.buffers.at(buffer), self.theirs.buffers.key);
+        let pieces = std::mem::take(&mut self.pieces);
+        let mut requests = pieces.chunks(PIECES).peekable();
+        while let Some(request) = requests.next() {
+            let (number, told) = match requests.peek() {
+                Some(_) => (self.outbox.written(), None),
+                None => {
+                    let (end, told) = self.outbox.filled(body.iter().map(|part| part.len()).sum());
+                    (end, Some(told))
+                }
+            };
+            self.until(|tx| tx.half.endpoint.writes() < MESSAGES + SILENT)?;
+            // SAFETY: what the pieces name is borrowed by the caller of `send`, which returns once they have completed or the
+            // queue pair is gone, or is notes, which are written to by the next call.
+            unsafe { self.half.endpoint.gather(request, (at, key), number, told) }.map_err(refused)?;
+            at += request.iter().map(|piece| u64::from(piece.length)).sum::<u64>();
+        }
+        self.pieces = pieces;
+        self.until(|tx| tx.outbox.is_flushed())
+    }
+
+    fn until(&mut self, is_so: impl Fn(&Tx) -> bool) -> Result<(), ChannelError> {
+        loop {
+            if let Some(error) = self.half.ended {
+                return Err(error);
+            }
+            if is_so(self) {
+                return Ok(());
+            }
+            self.wait(None)?;
+        }
+    }
+
+    /// Sends by way of the ring.
+    fn copy(&mut self, parts: &[&[u8]]) -> Result<(), ChannelError> {
         let mut parts = parts.iter().copied().filter(|part| !part.is_empty());
         let mut part: &[u8] = &[];
         loop {
@@ -201,7 +274,7 @@ impl Tx {
             }
             let end = self.outbox.wrote(filled);
             let span = Span { len: filled, ..span };
-            self.half.endpoint.write(span, &self.ring, end, end as u32).map_err(refused)?;
+            self.half.endpoint.write(span, &self.theirs.ring, end, immediate(end)).map_err(refused)?;
             self.book()?;
         }
     }
@@ -212,6 +285,17 @@ impl ChannelTx for Tx {
         self.half.check()?;
         self.send_all(parts).and_then(|()| self.half.check())?;
         Ok(())
+    }
+
+    fn memory(&mut self, bytes: usize) -> Option<Box<dyn LentMemory>> {
+        // Without a buffer over there everything is copied in any case.
+        if bytes == 0 || self.theirs.buffers.count == 0 || self.half.ended.is_some() {
+            return None;
+        }
+        if self.sources.is_none() {
+            self.sources = Sources::new(&self.half.endpoint);
+        }
+        self.sources.as_ref()?.lend(&self.half.endpoint, bytes)
     }
 }
 
@@ -232,12 +316,14 @@ impl Drop for Tx {
 pub(crate) struct Rx {
     half: Half,
     inbox: Inbox,
+    pool: Option<Arc<Pool>>,
 }
 
 impl Rx {
-    pub(crate) fn new(endpoint: Endpoint, tether: Arc<Tether>) -> Rx {
-        let inbox = Inbox::new(endpoint.memory.len());
-        Rx { half: Half { endpoint, tether, ended: None }, inbox }
+    pub(crate) fn new(endpoint: Endpoint, pool: Option<Arc<Pool>>, tether: Arc<Tether>) -> Rx {
+        let buffers = pool.as_ref().map(|pool| pool.buffers()).unwrap_or_default();
+        let inbox = Inbox::new(endpoint.memory.len(), buffers.count, buffers.length as usize);
+        Rx { half: Half { endpoint, tether, ended: None }, inbox, pool }
     }
 
     /// Books what has completed; whether anything has.
@@ -275,33 +361,64 @@ impl Rx {
         Ok(())
     }
 
+    /// Tells the sender what it may write.
     fn credit(&mut self) -> Result<(), ChannelError> {
-        let Some(told) = self.inbox.due() else { return Ok(()) };
-        // One that finds no room is sent when others have arrived.
-        if self.half.ended.is_some() || self.half.endpoint.writes() == CREDITS {
-            return Ok(());
+        if let Some(told) = self.inbox.due()
+            && self.can_tell()
+        {
+            self.tell(told)?;
+            self.inbox.told();
         }
+        while self.inbox.wants_offer() && self.can_tell() {
+            let Some(buffer) = self.pool.as_ref().and_then(|pool| pool.take()) else { break };
+            let told = self.inbox.offer(buffer);
+            self.tell(told)?;
+        }
+        Ok(())
+    }
+
+    /// What finds no room is told when others have arrived.
+    fn can_tell(&self) -> bool {
+        self.half.ended.is_none() && self.half.endpoint.writes() < TELLS
+    }
+
+    fn tell(&mut self, told: u32) -> Result<(), ChannelError> {
         // A write of nothing needs no place to go to.
         let (nothing, nowhere) = (Span { at: 0, len: 0 }, Ring { address: 0, key: 0, length: 0 });
-        self.half.endpoint.write(nothing, &nowhere, u64::from(told), told).map_err(refused)?;
-        self.inbox.told();
-        Ok(())
+        self.half.endpoint.write(nothing, &nowhere, u64::from(told), told).map_err(refused)
     }
 
     fn recv_all(&mut self, mut buf: &mut [u8]) -> Result<(), ChannelError> {
         while !buf.is_empty() {
-            let Some(span) = self.inbox.ready() else {
+            let Some(ready) = self.inbox.ready() else {
                 self.wait()?;
                 continue;
             };
+            let (Ready::Ring(span) | Ready::Lent(_, span)) = ready;
             let len = span.len.min(buf.len());
             let (now, later) = buf.split_at_mut(len);
-            self.half.endpoint.memory.get(span.at, now);
-            self.inbox.took(len);
+            match (ready, &self.pool) {
+                (Ready::Lent(buffer, _), Some(pool)) => pool.get(buffer, span.at, now),
+                _ => self.half.endpoint.memory.get(span.at, now),
+            }
+            if let (Some(free), Some(pool)) = (self.inbox.took(len), &self.pool) {
+                pool.give(free);
+            }
             self.credit()?;
             buf = later;
         }
         Ok(())
+    }
+
+    fn take(&mut self, len: usize) -> Result<Option<Box<dyn LentMemory>>, ChannelError> {
+        let Some(pool) = self.pool.clone().filter(|_| len >= DIRECT) else { return Ok(None) };
+        while self.inbox.ready().is_none() {
+            self.wait()?;
+        }
+        let Some(buffer) = self.inbox.take(len) else { return Ok(None) };
+        let buffer = Buffer::new(&pool, buffer, len);
+        self.credit()?;
+        Ok(Some(Box::new(buffer)))
     }
 }
 
@@ -310,5 +427,12 @@ impl ChannelRx for Rx {
         self.half.check()?;
         self.recv_all(buf).and_then(|()| self.half.check())?;
         Ok(())
+    }
+
+    fn recv_lent(&mut self, len: usize) -> Result<Option<Box<dyn LentMemory>>, PluginError> {
+        self.half.check()?;
+        let taken = self.take(len)?;
+        self.half.check()?;
+        Ok(taken)
     }
 }

@@ -6,21 +6,30 @@
 //! Invariant: memory is given back only when no request is left that names it, and the queue pair is gone.
 
 use crate::ffi::{
-    QPT_RC, QpInitAttr, RecvWr, SEND_SIGNALED, SendWr, Sge, WC_RECV_RDMA_WITH_IMM, WC_SUCCESS,
+    QPT_RC, QpInitAttr, RecvWr, SEND_SIGNALED, SendWr, Sge, WC_RECV_RDMA_WITH_IMM, WC_SUCCESS, WR_RDMA_WRITE,
     WR_RDMA_WRITE_WITH_IMM, Wc,
 };
 use crate::library::Libraries;
 use crate::resource::{Completions, Domain, Events, Id, Memory, constant, done};
-use crate::ring::{CREDITS, MESSAGES, Span};
+use crate::ring::{CREDITS, MESSAGES, OFFERS, Span};
 use crate::wire::Ring;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::io;
 use std::ptr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longest time for a queue pair that has ended to give its requests back.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// Most pieces that one write is gathered from: every device can do so many.
+pub(crate) const PIECES: usize = 4;
+/// Most writes in flight that the other side is not told of.
+pub(crate) const SILENT: u32 = 64;
+/// Most that a sender, and a receiver, has in its send queue.
+const SENDS: u32 = MESSAGES + SILENT;
+pub(crate) const TELLS: u32 = CREDITS + OFFERS;
 
 /// What a half of a channel uses its queue pair for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,13 +71,15 @@ const RECEIVE: u64 = u64::MAX;
 pub(crate) struct Endpoint {
     libraries: &'static Libraries,
     connected: bool,
+    /// Whether the queue pair is gone.
+    ended: bool,
     /// Requests that have not completed.
     writes: u32,
     receives: u32,
     // In the order in which they may go.
     pub(crate) completions: Completions,
     pub(crate) memory: Memory,
-    _domain: Domain,
+    domain: Arc<Domain>,
     pub(crate) id: Id,
     pub(crate) events: Events,
 }
@@ -84,14 +95,14 @@ impl Endpoint {
     ) -> Result<Endpoint, MakeError> {
         let device = id.device().ok_or(MakeError::NoDevice)?;
         let make = |what| move |source| MakeError::Make { what, source };
-        let domain = Domain::new(libraries, device).map_err(make("a protection domain"))?;
+        let domain = Arc::new(Domain::new(libraries, device).map_err(make("a protection domain"))?);
         let completions =
-            Completions::new(libraries, device, MESSAGES + CREDITS).map_err(make("a completion queue"))?;
+            Completions::new(libraries, device, SENDS + TELLS).map_err(make("a completion queue"))?;
         let memory = Memory::new(libraries, &domain, len, purpose == Use::Receive)
             .map_err(|source| MakeError::Register { bytes: len, source })?;
         let (writes, receives) = match purpose {
-            Use::Send => (MESSAGES, CREDITS),
-            Use::Receive => (CREDITS, MESSAGES),
+            Use::Send => (SENDS, TELLS),
+            Use::Receive => (TELLS, MESSAGES),
         };
         let mut wanted = QpInitAttr {
             qp_context: ptr::null_mut(),
@@ -100,7 +111,7 @@ impl Endpoint {
             srq: ptr::null_mut(),
             max_send_wr: writes,
             max_recv_wr: receives,
-            max_send_sge: 1,
+            max_send_sge: PIECES as u32,
             max_recv_sge: 1,
             max_inline_data: 0,
             qp_type: QPT_RC,
@@ -114,11 +125,12 @@ impl Endpoint {
         let mut endpoint = Endpoint {
             libraries,
             connected: false,
+            ended: false,
             writes: 0,
             receives: 0,
             completions,
             memory,
-            _domain: domain,
+            domain,
             id,
             events,
         };
@@ -126,6 +138,11 @@ impl Endpoint {
             endpoint.receive().map_err(|e| MakeError::Make { what: "receive requests", source: e.into() })?;
         }
         Ok(endpoint)
+    }
+
+    /// More memory for this queue pair; `open`: whether the other side may write to it.
+    pub(crate) fn register(&self, len: usize, open: bool) -> io::Result<Memory> {
+        Memory::new(self.libraries, &self.domain, len, open)
     }
 
     /// This side's memory, as the other one writes to it.
@@ -146,6 +163,7 @@ impl Endpoint {
 
     /// Takes one more message or credit.
     pub(crate) fn receive(&mut self) -> Result<(), Errno> {
+        self.lives()?;
         let mut request =
             RecvWr { wr_id: RECEIVE, next: ptr::null_mut(), sg_list: ptr::null_mut(), num_sge: 0 };
         let (qp, mut bad) = (self.qp(), ptr::null_mut());
@@ -162,25 +180,44 @@ impl Endpoint {
     /// Writes what lies in this side's memory to the same place of the other side's, and tells it `immediate`. With an empty
     /// `span` it only tells.
     pub(crate) fn write(&mut self, span: Span, to: &Ring, number: u64, immediate: u32) -> Result<(), Errno> {
-        let mut piece = Sge {
+        let piece = Sge {
             addr: self.memory.address() + span.at as u64,
             length: span.len as u32,
             lkey: self.memory.local_key(),
         };
+        let pieces = if span.len > 0 { &[piece][..] } else { &[] };
+        // SAFETY: the memory is this endpoint's own.
+        unsafe { self.gather(pieces, (to.address + span.at as u64, to.key), number, Some(immediate)) }
+    }
+
+    /// Writes these pieces, at most [`PIECES`], one behind the other to an address and key of the other side, and tells it
+    /// `immediate`, if there is one.
+    ///
+    /// # Safety
+    /// The pieces stay, and nobody writes to them, until the request has completed or [`Self::end`] has returned.
+    pub(crate) unsafe fn gather(
+        &mut self,
+        pieces: &[Sge],
+        (address, key): (u64, u32),
+        number: u64,
+        immediate: Option<u32>,
+    ) -> Result<(), Errno> {
+        self.lives()?;
+        assert!(pieces.len() <= PIECES, "more pieces than a request has");
         let mut request = SendWr {
             wr_id: number,
             next: ptr::null_mut(),
-            sg_list: &mut piece,
-            num_sge: i32::from(span.len > 0),
-            opcode: WR_RDMA_WRITE_WITH_IMM,
+            sg_list: pieces.as_ptr().cast_mut(),
+            num_sge: pieces.len() as i32,
+            opcode: if immediate.is_some() { WR_RDMA_WRITE_WITH_IMM } else { WR_RDMA_WRITE },
             send_flags: SEND_SIGNALED,
-            imm_data: immediate.to_be(),
-            remote_addr: to.address + span.at as u64,
-            rkey: to.key,
+            imm_data: immediate.unwrap_or_default().to_be(),
+            remote_addr: address,
+            rkey: key,
             rest: [0; 9],
         };
         let (qp, mut bad) = (self.qp(), ptr::null_mut());
-        // SAFETY: the queue pair is there; request and piece are copied. The memory stays until the request has completed.
+        // SAFETY: the queue pair is there; request and pieces are copied. The caller sees to the memory.
         let failed = unsafe {
             let post = (*(*qp).context).ops.post_send.ok_or(Errno::OPNOTSUPP)?;
             post(qp, &mut request, &mut bad)
@@ -237,6 +274,25 @@ impl Endpoint {
         })
     }
 
+    fn lives(&self) -> Result<(), Errno> {
+        if self.ended { Err(Errno::NOTCONN) } else { Ok(()) }
+    }
+
+    /// Ends the connection and the queue pair. On return the device uses no memory any more that a request named, and writes
+    /// nothing any more that the other side sends. Idempotent.
+    pub(crate) fn end(&mut self) {
+        if self.ended {
+            return;
+        }
+        self.flush();
+        if self.writes + self.receives > 0 {
+            tracing::debug!(self.writes, self.receives, "A queue pair was destroyed with requests in it");
+        }
+        self.ended = true;
+        // SAFETY: it is there, and nobody uses it any more.
+        unsafe { (self.libraries.manager.rdma_destroy_qp)(self.id.raw.as_ptr()) };
+    }
+
     /// Ends the connection and waits until each request was given back. One that never was has none in flight.
     fn flush(&mut self) {
         if !self.connected {
@@ -268,11 +324,6 @@ fn posted(failed: i32) -> Result<(), Errno> {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.flush();
-        if self.writes + self.receives > 0 {
-            tracing::debug!(self.writes, self.receives, "A queue pair was destroyed with requests in it");
-        }
-        // SAFETY: it is there, and nobody uses it any more. On return the device does not use the memory either.
-        unsafe { (self.libraries.manager.rdma_destroy_qp)(self.id.raw.as_ptr()) };
+        self.end();
     }
 }

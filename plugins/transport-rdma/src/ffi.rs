@@ -82,6 +82,7 @@ pub(crate) const QPT_RC: c_uint = 2;
 
 /// `ibv_sge`.
 #[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sge {
     pub(crate) addr: u64,
     pub(crate) length: u32,
@@ -114,6 +115,8 @@ pub(crate) struct SendWr {
     pub(crate) rest: [u64; 9],
 }
 
+/// `IBV_WR_RDMA_WRITE`.
+pub(crate) const WR_RDMA_WRITE: c_uint = 0;
 /// `IBV_WR_RDMA_WRITE_WITH_IMM`.
 pub(crate) const WR_RDMA_WRITE_WITH_IMM: c_uint = 1;
 /// `IBV_SEND_SIGNALED`.
@@ -359,8 +362,9 @@ mod tests {
     }
 
     /// Names in C, and what is taken for their values.
-    const VALUES: [(&str, i64); 17] = [
+    const VALUES: [(&str, i64); 18] = [
         ("IBV_QPT_RC", QPT_RC as i64),
+        ("IBV_WR_RDMA_WRITE", WR_RDMA_WRITE as i64),
         ("IBV_WR_RDMA_WRITE_WITH_IMM", WR_RDMA_WRITE_WITH_IMM as i64),
         ("IBV_SEND_SIGNALED", SEND_SIGNALED as i64),
         ("IBV_ACCESS_LOCAL_WRITE", ACCESS_LOCAL_WRITE as i64),

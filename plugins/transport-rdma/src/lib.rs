@@ -40,6 +40,7 @@ mod config;
 mod connect;
 mod endpoint;
 mod ffi;
+mod lent;
 mod library;
 mod link;
 mod resource;

@@ -3,8 +3,10 @@
 use crate::channel::{Rx, Tether, Tx};
 use crate::connect::{ConnectError, Door, Watch, dial};
 use crate::endpoint::{Endpoint, Use};
+use crate::lent::Pool;
 use crate::library::Libraries;
-use crate::wire::{Direction, HELLO, OFFER, Offer, RING, Ring, Token, WireError, check_hello, hello, ticket};
+use crate::ring::OFFERS;
+use crate::wire::{Direction, HELLO, OFFER, Offer, ROOM, Room, Token, WireError, check_hello, hello, ticket};
 use aventine_api::{Channel, ChannelRx, ChannelTx, ErrorCode, Link, LinkAbort, PluginError};
 use aventine_transport_common::{self as common, CONTROL, TcpLink};
 use rustix::io::Errno;
@@ -74,18 +76,38 @@ impl RdmaLink {
 
 impl Link for RdmaLink {
     fn open(&mut self, name: &str, route: Option<&str>, limit: Duration) -> Result<Channel, PluginError> {
+        self.open_lending(name, route, limit, 0, 0)
+    }
+
+    fn open_lending(
+        &mut self,
+        name: &str,
+        route: Option<&str>,
+        limit: Duration,
+        buffers: usize,
+        bytes: usize,
+    ) -> Result<Channel, PluginError> {
         let deadline = Instant::now() + limit;
         let (tx, rx) = self.tcp.open_channel(name, route, limit)?;
         let link = self.tcp.state();
-        let mut opening =
-            Opening { libraries: self.libraries, name, tx, rx, link, deadline, limit, len: ring_len(name) };
+        let mut opening = Opening {
+            libraries: self.libraries,
+            name,
+            tx,
+            rx,
+            link,
+            deadline,
+            limit,
+            len: ring_len(name),
+            lends: (buffers, bytes),
+        };
         let pairs = if self.tcp.is_primary() { opening.as_primary() } else { opening.as_standby() };
-        let (sends, receives, ring) =
+        let (sends, receives, theirs, pool) =
             pairs.map_err(|error| if link.is_aborted() { OpenError::Aborted } else { error })?;
         let Opening { tx, rx, .. } = opening;
         let tether = Arc::new(Tether { tx, _rx: rx, link: Arc::clone(link) });
-        let tx: Box<dyn ChannelTx> = Box::new(Tx::new(sends, ring, Arc::clone(&tether)));
-        let rx: Box<dyn ChannelRx> = Box::new(Rx::new(receives, tether));
+        let tx: Box<dyn ChannelTx> = Box::new(Tx::new(sends, theirs, Arc::clone(&tether)));
+        let rx: Box<dyn ChannelRx> = Box::new(Rx::new(receives, pool, tether));
         Ok((tx, rx))
     }
 
@@ -109,10 +131,12 @@ struct Opening<'a> {
     limit: Duration,
     /// Of its rings.
     len: usize,
+    /// How many buffers, and of how many bytes, this side was asked to lend.
+    lends: (usize, usize),
 }
 
-/// The queue pair that this side sends on, the one that it receives on, and the other side's ring.
-type Pairs = (Endpoint, Endpoint, Ring);
+/// The queue pair that this side sends on, the one that it receives on, where it may write, and what it lends.
+type Pairs = (Endpoint, Endpoint, Room, Option<Arc<Pool>>);
 
 impl Opening<'_> {
     fn as_primary(&mut self) -> Result<Pairs, OpenError> {
@@ -145,11 +169,13 @@ impl Opening<'_> {
         self.exchange(sends, receives)
     }
 
-    /// Each side's ring for the other's.
+    /// Each side's memory for the other's.
     fn exchange(&mut self, sends: Endpoint, receives: Endpoint) -> Result<Pairs, OpenError> {
-        self.say(&receives.ring().encode())?;
-        let ring = Ring::decode(&self.hear::<RING>()?, self.len).map_err(|e| self.wrong(e))?;
-        Ok((sends, receives, ring))
+        let pool = Pool::new(&receives, self.lends.0, self.lends.1, OFFERS);
+        let buffers = pool.as_ref().map(|pool| pool.buffers()).unwrap_or_default();
+        self.say(&Room { ring: receives.ring(), buffers }.encode())?;
+        let theirs = Room::decode(&self.hear::<ROOM>()?, self.len).map_err(|e| self.wrong(e))?;
+        Ok((sends, receives, theirs, pool))
     }
 
     fn watch(&self) -> Watch<'_> {

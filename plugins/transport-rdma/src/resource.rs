@@ -12,6 +12,7 @@ use std::ffi::{CStr, c_int, c_uint};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 /// The libraries' convention: negative, and the reason in `errno`.
 pub(crate) fn done(result: c_int) -> io::Result<()> {
@@ -253,9 +254,10 @@ impl Drop for Completions {
     }
 }
 
-/// Memory that the device reads and writes. To be dropped after the queue pair, and before its [`Domain`].
+/// Memory that the device reads and writes. To be dropped after the queue pair.
 pub(crate) struct Memory {
     libraries: &'static Libraries,
+    _domain: Arc<Domain>,
     region: NonNull<Mr>,
     at: NonNull<u8>,
     len: usize,
@@ -265,7 +267,7 @@ impl Memory {
     /// `open`: whether the other host may write to it.
     pub(crate) fn new(
         libraries: &'static Libraries,
-        domain: &Domain,
+        domain: &Arc<Domain>,
         len: usize,
         open: bool,
     ) -> io::Result<Memory> {
@@ -286,7 +288,7 @@ impl Memory {
             let _ = unsafe { munmap(at, len) };
         })?;
         let at = NonNull::new(at.cast()).ok_or(Errno::NOMEM)?;
-        Ok(Memory { libraries, region, at, len })
+        Ok(Memory { libraries, _domain: Arc::clone(domain), region, at, len })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -295,6 +297,13 @@ impl Memory {
 
     pub(crate) fn address(&self) -> u64 {
         self.at.as_ptr() as u64
+    }
+
+    /// Where `len` bytes from `at` on are.
+    pub(crate) fn place(&self, at: usize, len: usize) -> NonNull<u8> {
+        assert!(at <= self.len && len <= self.len - at, "outside of the memory");
+        // SAFETY: checked above.
+        unsafe { self.at.add(at) }
     }
 
     /// What a request of this side names it by.
@@ -346,3 +355,8 @@ macro_rules! between_threads {
 }
 
 between_threads!(Events, Id, Domain, Completions, Memory);
+
+// SAFETY: nothing can be done with a shared one.
+unsafe impl Sync for Domain {}
+// SAFETY: a shared one is only read; who writes to what [`Memory::place`] answers sees to it that nobody else does.
+unsafe impl Sync for Memory {}

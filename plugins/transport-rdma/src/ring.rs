@@ -10,13 +10,22 @@
 //! ```
 //! Both memories have the same length, and a byte lies at the same place in both: its position modulo the length. A message is
 //! one write; its immediate is the position behind it, a credit's immediate the position up to which all is consumed, both
-//! modulo 2^32.
+//! modulo 2^31.
+//!
+//! Beside the ring, the receiver may have buffers that it lends to its caller, and the sender writes long messages there:
+//! ```text
+//!  receiver:   free ──offered──► the sender's to write ──filled──► next in the stream ──► the caller's ──dropped──► free
+//! ```
+//! The sender fills them in the order in which they were offered. An immediate with [`LENT`] in it is, from the sender, the length
+//! of such a message, and from the receiver the number of a buffer that it offers; the first [`OFFERS`] are so from the beginning.
+//! In the ring such a message takes one byte, to which nothing is written: so messages and credits need no other account.
 //!
 //! Invariants:
 //! - At most the ring's length and at most [`MESSAGES`] messages are in flight: no write reaches what is not consumed yet, and
 //!   there is a receive request for each.
 //! - At most [`CREDITS`] credits are in flight, though nobody may look at them for long: each stands for a quarter of the bytes
-//!   or of the messages.
+//!   or of the messages. At most [`OFFERS`] buffers are offered and not filled.
+//! - A buffer that the caller has is not offered: nobody who keeps to the rules writes to it.
 
 use std::collections::VecDeque;
 
@@ -24,10 +33,14 @@ use std::collections::VecDeque;
 pub(crate) const MESSAGES: u32 = 128;
 /// Most credits in flight.
 pub(crate) const CREDITS: u32 = 16;
+/// Most buffers that are offered at a time.
+pub(crate) const OFFERS: u32 = 16;
+/// Marks immediates that are about buffers.
+const LENT: u32 = 1 << 31;
 
 /// A position that cannot be: the other side does not keep to the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("position {told:#x} is not possible after {known:#x}")]
+#[error("it told {told:#x}, which is not possible after {known:#x}")]
 pub(crate) struct Impossible {
     known: u64,
     told: u32,
@@ -35,11 +48,16 @@ pub(crate) struct Impossible {
 
 /// The position that `told` stands for, from `known` on and at most `most` further.
 fn position(known: u64, told: u32, most: u64) -> Result<u64, Impossible> {
-    let further = u64::from(told.wrapping_sub(known as u32));
+    let further = u64::from(told.wrapping_sub(known as u32) & !LENT);
     if further <= most { Ok(known + further) } else { Err(Impossible { known, told }) }
 }
 
-/// A place in the ring.
+/// What tells of a position.
+pub(crate) fn immediate(position: u64) -> u32 {
+    position as u32 & !LENT
+}
+
+/// A place in the ring, or in a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) at: usize,
@@ -56,13 +74,18 @@ pub(crate) struct Outbox {
     consumed: u64,
     /// Where the messages in flight end.
     ends: VecDeque<u64>,
+    /// How many buffers the other side has.
+    buffers: u32,
+    /// Those that may be written to.
+    offered: VecDeque<u32>,
 }
 
 impl Outbox {
-    /// For a ring of `len` bytes, less than 2^31, and messages of at most `most`.
-    pub(crate) fn new(len: usize, most: usize) -> Outbox {
+    /// For a ring of `len` bytes, less than 2^30, messages of at most `most`, and so many buffers.
+    pub(crate) fn new(len: usize, most: usize, buffers: u32) -> Outbox {
         let ends = VecDeque::with_capacity(MESSAGES as usize);
-        Outbox { len: len as u64, most: most as u64, written: 0, completed: 0, consumed: 0, ends }
+        let (len, most, offered) = (len as u64, most as u64, (0..buffers.min(OFFERS)).collect());
+        Outbox { len, most, written: 0, completed: 0, consumed: 0, ends, buffers, offered }
     }
 
     fn settled(&self) -> u64 {
@@ -85,14 +108,43 @@ impl Outbox {
         self.written
     }
 
+    /// The buffer that the next long message may go to, if one is offered.
+    pub(crate) fn offer(&self) -> Option<u32> {
+        self.offered.front().copied()
+    }
+
+    /// That buffer is filled with `len` bytes, while there is [`Self::room`]; answers the position behind the message, and its
+    /// immediate.
+    pub(crate) fn filled(&mut self, len: usize) -> (u64, u32) {
+        self.offered.pop_front();
+        (self.wrote(1), LENT | len as u32)
+    }
+
+    /// All that was written so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
     /// The message that ends there has been taken over by the other side's memory.
     pub(crate) fn completed(&mut self, end: u64) {
         self.completed = end;
         self.settle();
     }
 
-    /// A credit came.
-    pub(crate) fn credited(&mut self, told: u32) -> Result<(), Impossible> {
+    /// A credit came, or an offer.
+    pub(crate) fn heard(&mut self, told: u32) -> Result<(), Impossible> {
+        if told & LENT == 0 {
+            return self.credited(told);
+        }
+        let buffer = told & !LENT;
+        if buffer >= self.buffers || self.offered.len() == OFFERS as usize || self.offered.contains(&buffer) {
+            return Err(Impossible { known: self.consumed, told });
+        }
+        self.offered.push_back(buffer);
+        Ok(())
+    }
+
+    fn credited(&mut self, told: u32) -> Result<(), Impossible> {
         self.consumed = position(self.consumed, told, self.written - self.consumed)?;
         self.settle();
         Ok(())
@@ -111,57 +163,132 @@ impl Outbox {
     }
 }
 
+/// What has come, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Message {
+    /// In the ring, up to this position.
+    Ring(u64),
+    /// In a buffer, of which the first bytes may be consumed.
+    Lent { buffer: u32, consumed: usize, len: usize },
+}
+
+/// Where the next bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// In the ring.
+    Ring(Span),
+    /// In a buffer.
+    Lent(u32, Span),
+}
+
 /// The receiver's account.
 pub(crate) struct Inbox {
     len: u64,
     received: u64,
     consumed: u64,
     told: u64,
-    /// Where messages end that are not consumed.
-    ends: VecDeque<u64>,
+    /// Not consumed.
+    messages: VecDeque<Message>,
     /// Messages consumed since the last credit.
     finished: u32,
+    /// Length of a buffer.
+    bytes: usize,
+    /// Buffers that the sender may write to, or has written to without having said so.
+    offered: VecDeque<u32>,
 }
 
 impl Inbox {
-    /// For a ring of `len` bytes, less than 2^31.
-    pub(crate) fn new(len: usize) -> Inbox {
-        let ends = VecDeque::with_capacity(MESSAGES as usize);
-        Inbox { len: len as u64, received: 0, consumed: 0, told: 0, ends, finished: 0 }
+    /// For a ring of `len` bytes, less than 2^30, and `buffers` buffers of `bytes` bytes, less than 2^31.
+    pub(crate) fn new(len: usize, buffers: u32, bytes: usize) -> Inbox {
+        let (len, messages) = (len as u64, VecDeque::with_capacity(MESSAGES as usize));
+        let offered = (0..buffers.min(OFFERS)).collect();
+        Inbox { len, received: 0, consumed: 0, told: 0, messages, finished: 0, bytes, offered }
     }
 
     /// A message came.
     pub(crate) fn arrived(&mut self, told: u32) -> Result<(), Impossible> {
-        let known = self.received;
-        let end = position(known, told, self.len - (known - self.told))?;
-        if end == known || self.ends.len() == MESSAGES as usize {
-            return Err(Impossible { known, told });
+        let (known, impossible) = (self.received, Impossible { known: self.received, told });
+        let room = self.len - (known - self.told);
+        if room == 0 || self.messages.len() == MESSAGES as usize {
+            return Err(impossible);
+        }
+        let (end, message) = if told & LENT == 0 {
+            let end = position(known, told, room)?;
+            (end, Message::Ring(end))
+        } else {
+            let len = (told & !LENT) as usize;
+            if len == 0 || len > self.bytes {
+                return Err(impossible);
+            }
+            let buffer = self.offered.pop_front().ok_or(impossible)?;
+            (known + 1, Message::Lent { buffer, consumed: 0, len })
+        };
+        if end == known {
+            return Err(impossible);
         }
         self.received = end;
-        self.ends.push_back(end);
+        self.messages.push_back(message);
         Ok(())
     }
 
     /// Where the next bytes are; `None` while there are none.
-    pub(crate) fn ready(&self) -> Option<Span> {
-        let at = self.consumed % self.len;
-        let len = (self.received - self.consumed).min(self.len - at);
-        (len > 0).then_some(Span { at: at as usize, len: len as usize })
+    pub(crate) fn ready(&self) -> Option<Ready> {
+        Some(match *self.messages.front()? {
+            Message::Ring(end) => {
+                let at = self.consumed % self.len;
+                let len = (end - self.consumed).min(self.len - at);
+                Ready::Ring(Span { at: at as usize, len: len as usize })
+            }
+            Message::Lent { buffer, consumed, len } => {
+                Ready::Lent(buffer, Span { at: consumed, len: len - consumed })
+            }
+        })
     }
 
-    /// The first `len` bytes of what was ready are consumed.
-    pub(crate) fn took(&mut self, len: usize) {
-        self.consumed += len as u64;
-        while self.ends.front().is_some_and(|end| *end <= self.consumed) {
-            self.ends.pop_front();
+    /// The first `len` bytes of what was ready are consumed; answers the buffer that is free by that.
+    pub(crate) fn took(&mut self, len: usize) -> Option<u32> {
+        let (done, free) = match self.messages.front_mut()? {
+            Message::Ring(end) => {
+                self.consumed += len as u64;
+                (self.consumed >= *end, None)
+            }
+            Message::Lent { buffer, consumed, len: all } => {
+                *consumed += len;
+                let done = *consumed >= *all;
+                self.consumed += u64::from(done);
+                (done, done.then_some(*buffer))
+            }
+        };
+        if done {
+            self.messages.pop_front();
             self.finished += 1;
         }
+        free
+    }
+
+    /// If the next `len` bytes are those of a buffer, all of them, that buffer is the caller's.
+    pub(crate) fn take(&mut self, len: usize) -> Option<u32> {
+        match self.messages.front()? {
+            Message::Lent { consumed: 0, len: all, .. } if *all == len => self.took(len),
+            _ => None,
+        }
+    }
+
+    /// Whether more buffers may be offered.
+    pub(crate) fn wants_offer(&self) -> bool {
+        self.offered.len() < OFFERS as usize
+    }
+
+    /// That free buffer is offered; answers what tells the sender so.
+    pub(crate) fn offer(&mut self, buffer: u32) -> u32 {
+        self.offered.push_back(buffer);
+        LENT | buffer
     }
 
     /// The credit that is due, if one is.
     pub(crate) fn due(&self) -> Option<u32> {
         let due = self.consumed - self.told >= self.len / 4 || self.finished >= MESSAGES / 4;
-        due.then_some(self.consumed as u32)
+        due.then_some(immediate(self.consumed))
     }
 
     /// That credit is on its way.
@@ -176,41 +303,60 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const LEN: usize = 1024;
+    /// Buffers, and the length of each.
+    const BUFFERS: u32 = OFFERS + 4;
+    const BYTES: usize = 300;
+
     /// What both sides do, in any order that the wire allows.
     #[derive(Clone, Debug)]
     enum Step {
         Write(usize),
+        Fill(usize),
         Complete,
         Arrive,
         Take(usize),
+        /// Takes a buffer whole, if that is what comes next.
+        Borrow,
+        GiveBack,
         Credit,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
             3 => (1..400usize).prop_map(Step::Write),
+            2 => (1..=BYTES).prop_map(Step::Fill),
             2 => Just(Step::Complete),
-            3 => Just(Step::Arrive),
+            4 => Just(Step::Arrive),
             3 => (1..500usize).prop_map(Step::Take),
+            1 => Just(Step::Borrow),
+            1 => Just(Step::GiveBack),
             1 => Just(Step::Credit),
         ];
         proptest::collection::vec(step, 1..600)
     }
 
+    /// Both accounts, after `begin` bytes.
+    fn accounts(begin: u64) -> (Outbox, Inbox) {
+        let (mut outbox, mut inbox) = (Outbox::new(LEN, 256, BUFFERS), Inbox::new(LEN, BUFFERS, BYTES));
+        (outbox.written, outbox.completed, outbox.consumed) = (begin, begin, begin);
+        (inbox.received, inbox.consumed, inbox.told) = (begin, begin, begin);
+        (outbox, inbox)
+    }
+
     proptest! {
-        /// Against plain memory: every byte arrives, in order, nothing is overwritten before it was consumed, and neither queue
-        /// overflows.
+        /// Against plain memory: every byte arrives, in order, nothing is overwritten before it was consumed or while the caller
+        /// has it, and neither queue overflows.
         #[test]
         fn a_ring_loses_nothing_and_overwrites_nothing(steps in steps(), begin in any::<u32>()) {
-            const LEN: usize = 1024;
-            let begin = u64::from(begin) / LEN as u64 * LEN as u64;
-            let (mut outbox, mut inbox) = (Outbox::new(LEN, 256), Inbox::new(LEN));
             // As after many bytes: the immediates wrap.
-            (outbox.written, outbox.completed, outbox.consumed) = (begin, begin, begin);
-            (inbox.received, inbox.consumed, inbox.told) = (begin, begin, begin);
-            let mut ring = [0u64; LEN];
+            let (mut outbox, mut inbox) = accounts(u64::from(begin) / LEN as u64 * LEN as u64);
+            let mut memory = vec![0u64; LEN + BUFFERS as usize * BYTES];
+            let place = |buffer: u32| LEN + buffer as usize * BYTES;
             let (mut sent, mut seen) = (0u64, 0u64);
-            let (mut uncompleted, mut wire, mut credits) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+            let (mut uncompleted, mut wire, mut tells) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+            let mut free: Vec<u32> = (OFFERS..BUFFERS).collect();
+            let mut borrowed = VecDeque::new();
             for step in steps {
                 match step {
                     Step::Write(len) => if let Some(span) = outbox.room() {
@@ -219,7 +365,14 @@ mod tests {
                         sent += len as u64;
                         let end = outbox.wrote(len);
                         uncompleted.push_back(end);
-                        wire.push_back((span.at, data, end as u32));
+                        wire.push_back((span.at, data, immediate(end)));
+                    },
+                    Step::Fill(len) => if let (Some(_), Some(buffer)) = (outbox.room(), outbox.offer()) {
+                        let data: Vec<u64> = (sent..sent + len as u64).collect();
+                        sent += len as u64;
+                        let (end, told) = outbox.filled(len);
+                        uncompleted.push_back(end);
+                        wire.push_back((place(buffer), data, told));
                     },
                     Step::Complete => {
                         // Only what has arrived.
@@ -228,49 +381,94 @@ mod tests {
                         }
                     }
                     Step::Arrive => if let Some((at, data, told)) = wire.pop_front() {
-                        ring[at..at + data.len()].copy_from_slice(&data);
+                        memory[at..at + data.len()].copy_from_slice(&data);
                         inbox.arrived(told).unwrap();
                     },
                     Step::Take(most) => {
-                        if let Some(span) = inbox.ready() {
-                            let len = span.len.min(most);
-                            for byte in &ring[span.at..span.at + len] {
-                                prop_assert_eq!(*byte, seen);
-                                seen += 1;
-                            }
-                            inbox.took(len);
+                        let (at, span) = match inbox.ready() {
+                            Some(Ready::Ring(span)) => (span.at, span),
+                            Some(Ready::Lent(buffer, span)) => (place(buffer) + span.at, span),
+                            None => continue,
+                        };
+                        let len = span.len.min(most);
+                        for byte in &memory[at..at + len] {
+                            prop_assert_eq!(*byte, seen);
+                            seen += 1;
                         }
-                        if let Some(told) = inbox.due() {
-                            credits.push_back(told);
-                            inbox.told();
-                            prop_assert!(credits.len() <= CREDITS as usize);
-                        }
+                        free.extend(inbox.took(len));
                     }
-                    Step::Credit => if let Some(told) = credits.pop_front() {
-                        outbox.credited(told).unwrap();
+                    Step::Borrow => if let Some(Ready::Lent(next, span)) = inbox.ready() {
+                        prop_assert_eq!(inbox.take(span.len + 1), None);
+                        if let Some(buffer) = inbox.take(span.len) {
+                            prop_assert_eq!((buffer, span.at), (next, 0));
+                            borrowed.push_back((buffer, seen, span.len));
+                            seen += span.len as u64;
+                        }
+                    },
+                    Step::GiveBack => if let Some((buffer, from, len)) = borrowed.pop_front() {
+                        let bytes = &memory[place(buffer)..place(buffer) + len];
+                        prop_assert!((from..).zip(bytes).all(|(due, byte)| *byte == due));
+                        free.push(buffer);
+                    },
+                    Step::Credit => if let Some(told) = tells.pop_front() {
+                        outbox.heard(told).unwrap();
                     },
                 }
+                if let Some(told) = inbox.due() {
+                    tells.push_back(told);
+                    inbox.told();
+                }
+                while inbox.wants_offer() && let Some(buffer) = free.pop() {
+                    tells.push_back(inbox.offer(buffer));
+                }
+                prop_assert!(tells.len() <= (CREDITS + OFFERS) as usize);
                 prop_assert!(uncompleted.len() <= MESSAGES as usize);
+            }
+        }
+
+        /// Whatever the other side tells, it is refused or leads nowhere outside.
+        #[test]
+        fn nothing_that_is_told_leads_outside(told in proptest::collection::vec(
+            prop_oneof![any::<u32>(), 0..2000u32, (0..400u32).prop_map(|n| n | LENT)], 1..300), begin in any::<u32>()) {
+            let (mut outbox, mut inbox) = accounts(begin.into());
+            for told in told {
+                let _ = inbox.arrived(told);
+                prop_assert!(inbox.received - inbox.told <= LEN as u64);
+                prop_assert!(inbox.messages.len() <= MESSAGES as usize);
+                match inbox.ready() {
+                    Some(Ready::Ring(span)) => prop_assert!(span.len > 0 && span.at + span.len <= LEN),
+                    Some(Ready::Lent(buffer, span)) => {
+                        prop_assert!(buffer < BUFFERS && span.len > 0 && span.at + span.len <= BYTES);
+                    }
+                    None => {}
+                }
+                if told % 3 == 0 && let Some(Ready::Ring(span) | Ready::Lent(_, span)) = inbox.ready() {
+                    inbox.took(span.len);
+                }
+                outbox.wrote(1);
+                let _ = outbox.heard(told);
+                prop_assert!(outbox.consumed <= outbox.written);
+                prop_assert!(outbox.offered.len() <= OFFERS as usize && outbox.offered.iter().all(|b| *b < BUFFERS));
             }
         }
     }
 
     #[test]
     fn a_full_ring_goes_on_once_it_is_consumed() {
-        let (mut outbox, mut inbox) = (Outbox::new(1024, 256), Inbox::new(1024));
+        let (mut outbox, mut inbox) = accounts(0);
         for small in [true, false] {
             let mut sent = 0;
             while let Some(span) = outbox.room() {
                 let end = outbox.wrote(if small { 1 } else { span.len });
                 outbox.completed(end);
-                inbox.arrived(end as u32).unwrap();
+                inbox.arrived(immediate(end)).unwrap();
                 sent += 1;
             }
             assert!(if small { sent == MESSAGES } else { sent >= 4 }, "{sent} messages");
-            while let Some(span) = inbox.ready() {
+            while let Some(Ready::Ring(span)) = inbox.ready() {
                 inbox.took(span.len);
             }
-            outbox.credited(inbox.due().unwrap()).unwrap();
+            outbox.heard(inbox.due().unwrap()).unwrap();
             inbox.told();
             assert!(outbox.room().is_some() && outbox.ends.is_empty());
         }
@@ -278,17 +476,44 @@ mod tests {
 
     #[test]
     fn what_breaks_the_rules_is_found() {
-        let (mut outbox, mut inbox) = (Outbox::new(1024, 256), Inbox::new(1024));
+        let (mut outbox, mut inbox) = accounts(0);
         assert!(inbox.arrived(0).is_err(), "nothing");
         assert!(inbox.arrived(1025).is_err(), "more than there is room for");
         inbox.arrived(1024).unwrap();
         assert!(inbox.arrived(1025).is_err());
-        assert!(outbox.credited(1).is_err(), "what was never sent");
+        assert!(inbox.arrived(LENT | 1).is_err(), "no room for another message");
+        assert!(outbox.heard(1).is_err(), "what was never sent");
         outbox.wrote(10);
-        outbox.credited(10).unwrap();
-        assert!(outbox.credited(9).is_err(), "back");
+        outbox.heard(10).unwrap();
+        assert!(outbox.heard(9).is_err(), "back");
         assert!(!outbox.is_flushed());
         outbox.completed(10);
         assert!(outbox.is_flushed());
+    }
+
+    #[test]
+    fn what_breaks_the_rules_of_buffers_is_found() {
+        let (mut outbox, mut inbox) = accounts(0);
+        assert!(inbox.arrived(LENT).is_err(), "nothing");
+        assert!(inbox.arrived(LENT | 301).is_err(), "more than a buffer");
+        assert!(inbox.arrived(u32::MAX).is_err());
+        for _ in 0..OFFERS {
+            inbox.arrived(LENT | 300).unwrap();
+        }
+        assert!(inbox.arrived(LENT | 300).is_err(), "none is offered");
+        inbox.arrived(100).unwrap();
+        assert_eq!(inbox.take(299), None);
+        assert_eq!(inbox.take(300), Some(0));
+        assert_eq!((inbox.took(1), inbox.take(299)), (None, None), "begun");
+        assert_eq!(inbox.took(299), Some(1));
+
+        assert!(outbox.heard(LENT).is_err(), "it is offered already");
+        outbox.filled(300);
+        assert_eq!(outbox.offer(), Some(1));
+        assert!(outbox.heard(LENT | BUFFERS).is_err(), "there is none of this number");
+        outbox.heard(LENT | (BUFFERS - 1)).unwrap();
+        assert!(outbox.heard(LENT).is_err(), "too many");
+        let nobody = Outbox::new(LEN, 256, 0).heard(LENT);
+        assert!(nobody.is_err() && Inbox::new(LEN, 0, 0).arrived(LENT | 1).is_err(), "there are none");
     }
 }

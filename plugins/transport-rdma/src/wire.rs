@@ -6,10 +6,11 @@
 //!        ◄───────────────────────── TLS ─────────── offer      8 "AVENRDMA", 2 version, 16 address, 2 port, 32 token
 //!  connect, token · 0 ──────── RDMA ───────────────► accept    the primary's sending pair
 //!  connect, token · 1 ──────── RDMA ───────────────► accept    the standby's sending pair
-//!  ring  ◄───────────────────────── TLS ───────────► ring      8 address, 4 key, 4 length
+//!  room  ◄───────────────────────── TLS ───────────► room      ring: 8 address, 4 key, 4 length
+//!                                                              buffers: 8 address, 4 key, 4 length of each, 4 count
 //! ```
 //! Numbers are big-endian. The first ten bytes of hello and offer are the same in every version. A token is random and good for
-//! one channel: a queue pair without it is refused, and the key of a ring is told to nobody else. An IPv4 address is written as
+//! one channel: a queue pair without it is refused, and the keys of memory are told to nobody else. An IPv4 address is written as
 //! an IPv6 one that stands for it.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -19,7 +20,7 @@ pub(crate) const VERSION: u16 = 1;
 /// Bytes of each.
 pub(crate) const HELLO: usize = 10;
 pub(crate) const OFFER: usize = 60;
-pub(crate) const RING: usize = 16;
+pub(crate) const ROOM: usize = 36;
 pub(crate) const TICKET: usize = 33;
 
 const HELLO_MAGIC: [u8; 8] = *b"avenrdma";
@@ -36,6 +37,8 @@ pub(crate) enum WireError {
     OtherVersion { theirs: u16 },
     #[error("its rings are of {theirs} bytes, this host's of {ours}; install the same version on both")]
     OtherLength { ours: usize, theirs: u32 },
+    #[error("its buffers, {count} of {length} bytes, are beyond any memory")]
+    NoMemory { count: u32, length: u32 },
 }
 
 fn check(bytes: &[u8], magic: [u8; 8]) -> Result<(), WireError> {
@@ -125,22 +128,62 @@ pub(crate) struct Ring {
     pub(crate) length: u32,
 }
 
-impl Ring {
-    pub(crate) fn encode(&self) -> [u8; RING] {
-        let mut bytes = [0; RING];
-        bytes[..8].copy_from_slice(&self.address.to_be_bytes());
-        bytes[8..12].copy_from_slice(&self.key.to_be_bytes());
-        bytes[12..].copy_from_slice(&self.length.to_be_bytes());
+/// Buffers, one behind the other, as the other side writes to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Buffers {
+    pub(crate) address: u64,
+    pub(crate) key: u32,
+    /// Of each, less than 2^31.
+    pub(crate) length: u32,
+    pub(crate) count: u32,
+}
+
+impl Buffers {
+    /// Where one of them is.
+    pub(crate) fn at(&self, buffer: u32) -> u64 {
+        self.address + u64::from(buffer) * u64::from(self.length)
+    }
+
+    fn are_possible(&self) -> bool {
+        let len = u64::from(self.length) * u64::from(self.count);
+        self.length < 1 << 31 && self.count < 1 << 31 && self.address.checked_add(len).is_some()
+    }
+}
+
+/// All that one side may write to on the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub(crate) ring: Ring,
+    pub(crate) buffers: Buffers,
+}
+
+impl Room {
+    pub(crate) fn encode(&self) -> [u8; ROOM] {
+        let Room { ring, buffers } = self;
+        let mut bytes = [0; ROOM];
+        bytes[..8].copy_from_slice(&ring.address.to_be_bytes());
+        bytes[8..12].copy_from_slice(&ring.key.to_be_bytes());
+        bytes[12..16].copy_from_slice(&ring.length.to_be_bytes());
+        bytes[16..24].copy_from_slice(&buffers.address.to_be_bytes());
+        bytes[24..28].copy_from_slice(&buffers.key.to_be_bytes());
+        bytes[28..32].copy_from_slice(&buffers.length.to_be_bytes());
+        bytes[32..].copy_from_slice(&buffers.count.to_be_bytes());
         bytes
     }
 
-    /// Reads one that must be of `length` bytes.
-    pub(crate) fn decode(bytes: &[u8; RING], length: usize) -> Result<Ring, WireError> {
+    /// Reads one whose ring must be of `length` bytes.
+    pub(crate) fn decode(bytes: &[u8; ROOM], length: usize) -> Result<Room, WireError> {
         let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let address = u64::from(word(0)) << 32 | u64::from(word(4));
-        let ring = Ring { address, key: word(8), length: word(12) };
+        let address = |at| u64::from(word(at)) << 32 | u64::from(word(at + 4));
+        let ring = Ring { address: address(0), key: word(8), length: word(12) };
+        let buffers = Buffers { address: address(16), key: word(24), length: word(28), count: word(32) };
+        if !buffers.are_possible() {
+            return Err(WireError::NoMemory { count: buffers.count, length: buffers.length });
+        }
         match usize::try_from(ring.length) {
-            Ok(theirs) if theirs == length => Ok(ring),
+            Ok(theirs) if theirs == length && ring.address.checked_add(length as u64).is_some() => {
+                Ok(Room { ring, buffers })
+            }
             _ => Err(WireError::OtherLength { ours: length, theirs: ring.length }),
         }
     }
@@ -149,6 +192,7 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn all_survives_the_wire() {
@@ -157,10 +201,30 @@ mod tests {
             assert_eq!(Offer::decode(&offer.encode()), Ok(offer));
         }
         let ring = Ring { address: 0x7fff_0123_4567_89ab, key: 0xdead_beef, length: 1 << 20 };
-        assert_eq!(Ring::decode(&ring.encode(), 1 << 20), Ok(ring));
-        let error = Ring::decode(&ring.encode(), 1 << 21).unwrap_err();
+        let buffers = Buffers { address: 0x7ffe_0123_4567_89ab, key: 7, length: 1 << 20, count: 3 };
+        let room = Room { ring, buffers };
+        assert_eq!(Room::decode(&room.encode(), 1 << 20), Ok(room));
+        assert_eq!(buffers.at(2), 0x7ffe_0123_4567_89ab + (2 << 20));
+        let error = Room::decode(&room.encode(), 1 << 21).unwrap_err();
         assert_eq!(error, WireError::OtherLength { ours: 1 << 21, theirs: 1 << 20 });
         assert_eq!(check_hello(&hello()), Ok(()));
+    }
+
+    proptest! {
+        /// Whatever comes, it is refused or its addresses can be reckoned with.
+        #[test]
+        fn no_room_leads_beyond_the_end_of_memory(bytes in any::<[u8; ROOM]>(), fits in any::<bool>()) {
+            let mut bytes = bytes;
+            if fits {
+                bytes[8..16].copy_from_slice(&[0, 0, 0, 7, 0, 0, 16, 0]);
+                bytes[28..32].copy_from_slice(&[0, 16, 64, 0]);
+            }
+            if let Ok(room) = Room::decode(&bytes, 4096) {
+                prop_assert_eq!(room.encode(), bytes);
+                let last = room.buffers.at(room.buffers.count);
+                prop_assert!(last >= room.buffers.address);
+            }
+        }
     }
 
     /// Other versions read these bytes: they must never change.

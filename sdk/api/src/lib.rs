@@ -52,5 +52,5 @@ pub use pages::{PAGE_SIZE, PageBitmap, PageRun, Region};
 pub use policy::{EpochPolicy, EpochStats, LONGEST_EPOCH, OpenEpoch};
 pub use schema::{DurationText, SizeText, schema};
 pub use schemars;
-pub use transport::{Channel, ChannelRx, ChannelTx, Link, LinkAbort, Listener, Transport};
+pub use transport::{Channel, ChannelRx, ChannelTx, LentMemory, Link, LinkAbort, Listener, Transport};
 pub use upkeep::{Premises, Upkeep};

@@ -32,6 +32,20 @@ pub trait Link: Send {
     /// not lost.
     fn open(&mut self, name: &str, route: Option<&str>, limit: Duration) -> Result<Channel, PluginError>;
 
+    /// As [`Self::open`]. Of what comes on the channel, what [`ChannelRx::recv_lent`] asks for may lie in memory that the
+    /// transport lends: at most `buffers` buffers of `bytes` bytes each. It takes less, or none, where it has no such memory or
+    /// must not have so much. The other side need not ask for the same.
+    fn open_lending(
+        &mut self,
+        name: &str,
+        route: Option<&str>,
+        limit: Duration,
+        _buffers: usize,
+        _bytes: usize,
+    ) -> Result<Channel, PluginError> {
+        self.open(name, route, limit)
+    }
+
     /// A handle that ends the link from any thread.
     fn aborter(&self) -> Arc<dyn LinkAbort>;
 
@@ -52,12 +66,30 @@ pub trait LinkAbort: Send + Sync {
     fn abort(&self);
 }
 
+/// Memory that belongs to a transport, which its device reads or writes by itself. It is the borrower's alone until it is dropped, and
+/// may outlive channel and link.
+pub trait LentMemory: Send {
+    /// All of it. The same place each time.
+    fn bytes(&self) -> &[u8];
+
+    /// The same, to be written to.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
 /// The sending end of a channel. Bytes are buffered nowhere but in the kernel or the adapter.
 pub trait ChannelTx: Send {
     /// Sends all of `parts`, in order. Blocks while the other side or the link is slower. That it returned says
     /// nothing about the other side having received anything. `PeerLost` once it is known that nobody will: the other side has
     /// ended or dropped its end, or has died.
+    ///
+    /// What one call sends after its first part can be taken whole by [`ChannelRx::recv_lent`]: a frame's header is such a first
+    /// part, and its payload the others.
     fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError>;
+
+    /// Memory of `bytes` bytes, all zero, that `send` need not copy from. `None`: the transport has none.
+    fn memory(&mut self, _bytes: usize) -> Option<Box<dyn LentMemory>> {
+        None
+    }
 }
 
 /// The receiving end of a channel.
@@ -65,4 +97,11 @@ pub trait ChannelRx: Send {
     /// Waits until `buf` is full. `PeerLost` when the channel ends before: the other side has ended or dropped its end, or has
     /// died.
     fn recv(&mut self, buf: &mut [u8]) -> Result<(), PluginError>;
+
+    /// Waits for what comes next. If it is `len` bytes that the transport has placed in memory of its own, takes them and
+    /// answers that memory, of `len` bytes; dropping it gives it back. `None`: nothing was taken, [`Self::recv`] has it.
+    /// `PeerLost` as there.
+    fn recv_lent(&mut self, _len: usize) -> Result<Option<Box<dyn LentMemory>>, PluginError> {
+        Ok(None)
+    }
 }

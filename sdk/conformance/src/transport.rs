@@ -11,11 +11,12 @@
 
 /// Every case.
 mod cases {
-    pub(super) use super::{endings::*, passing::*};
+    pub(super) use super::{endings::*, lending::*, passing::*};
 }
 mod crash;
 pub(crate) mod desk;
 mod endings;
+mod lending;
 mod passing;
 pub(crate) mod wire;
 
@@ -60,6 +61,12 @@ suite! { $ transport for TransportBench, transport, by desk, child peer_that_cra
         "`answers` is true and `peer` says something on both ends: a person reads it, and the engine waits for acknowledgements"
     bytes_arrive_whole_and_in_order
         "what is sent arrives, in order, both ways at once, from nothing to some MiB and however it is cut into parts"
+    lent_memory_carries_what_was_sent
+        "what is sent from memory that the transport lends, or taken in such, arrives like everything else, whatever is mixed with \
+         it; when `send` returns, the memory is the sender's again"
+    lent_memory_is_the_borrowers_alone
+        "nothing writes to lent memory while somebody has it, and it outlives its link: what came late would change a checkpoint \
+         that was checked"
     channels_are_apart
         "each channel has its own bytes: a checkpoint's page must not come out where a heartbeat is due"
     bulk_never_delays_control

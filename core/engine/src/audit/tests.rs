@@ -124,7 +124,7 @@ impl Pair {
         let mut map = PageBitmap::new(500);
         dirty.iter().for_each(|&page| map.set_range(page, 1));
         let ((jobs_tx, jobs), (wire, arrived)) = (channel(), channel());
-        let (mut staging, back) = Staging::new(2 << 20, jobs_tx);
+        let (mut staging, back) = Staging::new(2 << 20, jobs_tx, |_| None);
         let sending = thread::spawn(move || {
             sender::run(&jobs, frame_tx(wire), plain(), &back, &channel().0, |e| panic!("{e}"));
         });
@@ -239,7 +239,7 @@ fn a_checkpoint_without_its_hashes_is_not_whole() {
     pair.auditor.await_hashed();
     let sealed = pair.auditor.seal(Epoch(2)).unwrap();
     let ((jobs_tx, jobs), (wire, arrived)) = (channel(), channel());
-    let (mut staging, back) = Staging::new(2 << 20, jobs_tx);
+    let (mut staging, back) = Staging::new(2 << 20, jobs_tx, |_| None);
     let sending = thread::spawn(move || {
         sender::run(&jobs, frame_tx(wire), plain(), &back, &channel().0, |e| panic!("{e}"));
     });

@@ -3,7 +3,7 @@
 use super::Event;
 use crate::link::STEP;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report};
-use crate::receiver::{self, Buffers, Image};
+use crate::receiver::{self, Buffers, Image, LONGEST_BATCH};
 use crate::wire::{FrameRx, FrameTx, RecordChannelRx, RecordChannelTx};
 use aventine_api::{Link, LinkAbort};
 use aventine_protocol::{Hello, Message};
@@ -52,7 +52,9 @@ pub(super) fn prepare(
     parts: &mut Parts,
 ) -> Result<FrameRx, PluginFailure> {
     let transport = &maker.config.transport.id;
-    let (_, pages) = link.open("pages", None, STEP).during(transport, "opening the pages channel")?;
+    let staged = maker.config.staging as usize / LONGEST_BATCH;
+    let pages = link.open_lending("pages", None, STEP, staged, LONGEST_BATCH);
+    let (_, pages) = pages.during(transport, "opening the pages channel")?;
     for (id, disk) in &mut parts.disks {
         let name = format!("disk:{id}");
         let (tx, rx) = link.open(&name, None, STEP).during(transport, "opening a disk's channel")?;

@@ -1,14 +1,18 @@
 //! The two ends of a link on lab hosts, told line by line what to do.
 //!
 //! A checkpoint as these ends send it: number, count of pages and sum of the pages, 8 bytes each, then the pages; on `pages`. Its
-//! acknowledgement is its number, on `control`. Bulk is pages of which each begins and ends with its number. The last word of a line
-//! is its tag, which what it says later begins with.
+//! acknowledgement is its number, on `control`. Bulk is batches of pages behind a number; in a flood each page begins and ends with
+//! its number. Pages are sent from lent memory and taken in such, where there is some. The last word of a line is its tag, which what
+//! it says later begins with.
 
 use crate::bench::Hosts;
-use aventine_api::{Channel, ChannelRx, Link, LinkAbort, Listener, PAGE_SIZE, PluginError, Side, Transport};
+use aventine_api::{
+    Channel, ChannelRx, ChannelTx, LentMemory, Link, LinkAbort, Listener, PAGE_SIZE, PluginError, Side,
+    Transport,
+};
 use aventine_conformance::form::Native;
 use aventine_conformance::transport::TransportBench;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::stdin;
 use std::sync::Arc;
 use std::thread;
@@ -22,9 +26,42 @@ const IN_FLIGHT: u64 = 4;
 /// Names the configuration.
 pub(crate) const CONFIG: &str = "AVENTINE_RDMA_CONFIG";
 
-/// Pages of checkpoint `number`: a few, now and then a megabyte.
+/// Pages of a batch, as the engine has them.
+const BATCH: usize = 256;
+/// Pages of a flood's.
+const FLOOD: usize = 64;
+
+/// Pages of checkpoint `number`: a few, now and then up to a megabyte.
 fn pages_of(number: u64) -> u64 {
-    if number % 1000 == 7 { 256 } else { (number.wrapping_mul(0x9e37_79b9) >> 7) % 3 }
+    if number % 50 == 7 { 16 + number % 241 } else { (number.wrapping_mul(0x9e37_79b9) >> 7) % 3 }
+}
+
+/// Memory that nobody lends.
+struct Plain(Vec<u8>);
+
+impl LentMemory for Plain {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// Memory to send from.
+fn memory(tx: &mut dyn ChannelTx, bytes: usize) -> Box<dyn LentMemory> {
+    tx.memory(bytes).unwrap_or_else(|| Box::new(Plain(vec![0; bytes])))
+}
+
+/// What comes next, and whether it is lent.
+fn next(rx: &mut dyn ChannelRx, bytes: usize) -> Result<(Box<dyn LentMemory>, bool), PluginError> {
+    if let Some(lent) = rx.recv_lent(bytes)? {
+        return Ok((lent, true));
+    }
+    let mut plain = vec![0; bytes];
+    rx.recv(&mut plain)?;
+    Ok((Box::new(Plain(plain)), false))
 }
 
 /// Fills pages so that no two are alike.
@@ -50,12 +87,14 @@ struct End {
     link: Option<Box<dyn Link>>,
     abort: Option<Arc<dyn LinkAbort>>,
     channels: HashMap<String, Channel>,
+    /// Buffers that are asked for.
+    lends: usize,
 }
 
 impl End {
     fn new(side: Side) -> End {
         let transport = Hosts::<Native>::make(&std::env::var(CONFIG).unwrap(), side);
-        End { transport, listener: None, link: None, abort: None, channels: HashMap::new() }
+        End { transport, listener: None, link: None, abort: None, channels: HashMap::new(), lends: 8 }
     }
 
     fn take(&mut self, name: &str) -> Channel {
@@ -69,10 +108,12 @@ impl End {
             "listen" => self.listener = Some(self.transport.listen(&[])?),
             "accept" => self.link = self.listener.as_mut().unwrap().accept(LIMIT)?,
             "connect" => self.link = Some(self.transport.connect(LIMIT)?),
+            "lend" => self.lends = number() as usize,
             "open" => {
                 let link = self.link.as_mut().unwrap();
                 self.abort = Some(link.aborter());
-                let channel = link.open(words[1], None, LIMIT)?;
+                let buffers = if words[1] == "pages" { self.lends } else { 0 };
+                let channel = link.open_lending(words[1], None, LIMIT, buffers, BATCH * PAGE_SIZE)?;
                 self.channels.insert(words[1].to_owned(), channel);
             }
             "abort" => self.abort.as_ref().unwrap().abort(),
@@ -103,9 +144,9 @@ impl End {
 
     fn send_checkpoints(&mut self, count: u64) -> Result<String, PluginError> {
         let ((mut tx, _rx), (_tx, mut acknowledged)) = (self.take("pages"), self.take("control"));
-        let mut memory = vec![0; 256 * PAGE_SIZE];
+        let mut memory = memory(tx.as_mut(), BATCH * PAGE_SIZE);
         for number in 0..count {
-            let data = &mut memory[..pages_of(number) as usize * PAGE_SIZE];
+            let data = &mut memory.bytes_mut()[..pages_of(number) as usize * PAGE_SIZE];
             fill(data, number + 1);
             let (data, sum) = (&*data, xxh3_64(data));
             let head = [number, pages_of(number), sum].map(u64::to_le_bytes).concat();
@@ -126,23 +167,24 @@ impl End {
 
     fn verify_checkpoints(&mut self, count: u64) -> Result<String, PluginError> {
         let ((_tx, mut rx), (mut acknowledge, _rx)) = (self.take("pages"), self.take("control"));
-        let mut memory = vec![0; 256 * PAGE_SIZE];
+        let mut lent = 0;
         for due in 0..count {
             let (number, pages, sum) = (word(rx.as_mut())?, word(rx.as_mut())?, word(rx.as_mut())?);
             assert_eq!((number, pages), (due, pages_of(due)));
-            let data = &mut memory[..pages as usize * PAGE_SIZE];
-            rx.recv(data)?;
-            assert_eq!(xxh3_64(data), sum, "checkpoint {number} is damaged");
+            let (data, is_lent) = next(rx.as_mut(), pages as usize * PAGE_SIZE)?;
+            lent += u64::from(is_lent);
+            assert_eq!(xxh3_64(data.bytes()), sum, "checkpoint {number} is damaged");
             acknowledge.send(&[&number.to_le_bytes()])?;
         }
-        Ok(format!("{count} whole"))
+        Ok(format!("{count} whole, {lent} of them in lent memory"))
     }
 
     /// Sends `count` pages in batches of 256, as the engine does, and waits until they are there.
     fn send_bulk(&mut self, count: u64) -> Result<String, PluginError> {
         let (mut tx, mut rx) = self.take("pages");
-        let memory = vec![0xa5; 256 * PAGE_SIZE];
-        let parts: Vec<&[u8]> = memory.chunks(PAGE_SIZE).collect();
+        let memory = memory(tx.as_mut(), BATCH * PAGE_SIZE);
+        let parts: Vec<&[u8]> =
+            std::iter::once(&[0; 8][..]).chain(memory.bytes().chunks(PAGE_SIZE)).collect();
         let begun = Instant::now();
         for _ in 0..count / 256 {
             tx.send(&parts)?;
@@ -155,9 +197,12 @@ impl End {
 
     fn take_bulk(&mut self, count: u64) -> Result<String, PluginError> {
         let (mut tx, mut rx) = self.take("pages");
-        let mut batch = vec![0; 256 * PAGE_SIZE];
+        let mut batch = vec![0; BATCH * PAGE_SIZE];
         for _ in 0..count / 256 {
-            rx.recv(&mut batch)?;
+            word(rx.as_mut())?;
+            if rx.recv_lent(batch.len())?.is_none() {
+                rx.recv(&mut batch)?;
+            }
         }
         tx.send(&[&[0; 8]])?;
         self.channels.insert("pages".to_owned(), (tx, rx));
@@ -205,32 +250,54 @@ impl End {
 
 /// Sends pages until that fails.
 fn flood((mut tx, _rx): Channel, tag: &str) -> Result<(), PluginError> {
-    let mut batch = vec![0; 64 * PAGE_SIZE];
+    let mut batch = memory(tx.as_mut(), FLOOD * PAGE_SIZE);
     let mut number = 0u64;
     loop {
-        for page in batch.chunks_exact_mut(PAGE_SIZE) {
+        for page in batch.bytes_mut().chunks_exact_mut(PAGE_SIZE) {
             page[..8].copy_from_slice(&number.to_le_bytes());
             page[PAGE_SIZE - 8..].copy_from_slice(&number.to_le_bytes());
             number += 1;
         }
-        let parts: Vec<&[u8]> = batch.chunks(PAGE_SIZE).collect();
+        let head = number.to_le_bytes();
+        let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(batch.bytes().chunks(PAGE_SIZE)).collect();
         tx.send(&parts)?;
         println!("{tag} sent {number}");
     }
 }
 
-/// Takes what [`flood`] sends until that fails, and looks at each page.
-fn drain((_tx, mut rx): Channel, tag: &str) -> Result<(), PluginError> {
-    let mut page = vec![0; PAGE_SIZE];
-    for number in 0u64.. {
-        rx.recv(&mut page)?;
+/// Takes what [`flood`] sends until that fails, and looks at each page. The last batches are kept, and looked at again when the
+/// channel has gone: nothing comes late.
+fn drain((tx, mut rx): Channel, tag: &str) -> Result<(), PluginError> {
+    let (mut kept, mut taken) = (VecDeque::new(), 0);
+    let ended = loop {
+        let batch = word(rx.as_mut()).and_then(|end| Ok((end, next(rx.as_mut(), FLOOD * PAGE_SIZE)?)));
+        let (end, (batch, is_lent)) = match batch {
+            Ok(batch) => batch,
+            Err(error) => break error,
+        };
+        taken += FLOOD as u64;
+        assert_eq!(end, taken);
+        look(end, batch.bytes());
+        kept.push_back((end, batch));
+        if kept.len() > 4 {
+            kept.pop_front();
+        }
+        println!("{tag} took {end}");
+        if is_lent {
+            println!("{tag} lent {end}");
+        }
+    };
+    drop((tx, rx));
+    kept.iter().for_each(|(end, batch)| look(*end, batch.bytes()));
+    Err(ended)
+}
+
+/// Whether these are the pages of a flood up to `end`.
+fn look(end: u64, batch: &[u8]) {
+    for (number, page) in (end - FLOOD as u64..).zip(batch.chunks_exact(PAGE_SIZE)) {
         let (first, last) = (&page[..8], &page[PAGE_SIZE - 8..]);
         assert!(first == number.to_le_bytes() && last == number.to_le_bytes(), "page {number} is damaged");
-        if number % 64 == 63 {
-            println!("{tag} took {}", number + 1);
-        }
     }
-    unreachable!("there are not so many pages");
 }
 
 #[test]

@@ -64,12 +64,18 @@ fn figures() {
     pair.lab.hosts.iter().for_each(|host: &Host| drop(ok(host, &install)));
     for round in 1..=ROUNDS {
         let floor = measure(&pair, &format!("ib_write_bw {PAGE} -n 5000"))[3];
-        let mut ends = pair.ends();
-        ends.link(&["control", "pages"]);
-        ends.both("bulk 5120", "sink 5120");
-        // perftest's megabytes are of 2^20 bytes.
-        let ours = number(&said(ends, "bulk 5120")) * 1e6 / f64::from(1 << 20);
-        println!("round {round}: goodput {ours:.2} MiB/s, ib_write_bw {floor:.2} MiB/s: {:.2}", ours / floor);
+        for (lends, how) in [("lend 8", "in place"), ("lend 0", "copied")] {
+            let mut ends = pair.ends();
+            ends.both(lends, lends);
+            ends.link(&["control", "pages"]);
+            ends.both("bulk 5120", "sink 5120");
+            // perftest's megabytes are of 2^20 bytes.
+            let ours = number(&said(ends, "bulk 5120")) * 1e6 / f64::from(1 << 20);
+            println!(
+                "round {round}: goodput, {how}, {ours:.2} MiB/s, ib_write_bw {floor:.2} MiB/s: {:.2}",
+                ours / floor
+            );
+        }
 
         let one_way = measure(&pair, &format!("ib_write_lat {PAGE} -n 2000"))[4];
         let mut ends = pair.ends();

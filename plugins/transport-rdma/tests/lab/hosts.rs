@@ -111,6 +111,7 @@ impl Ends<'_> {
     fn flood(&mut self) -> (String, String) {
         let (takes, sends) = (tell(&mut self.standby, "drain"), tell(&mut self.primary, "flood"));
         self.standby.wait_for(&format!("{takes} took 1024\n")).unwrap();
+        self.standby.wait_for(&format!("{takes} lent ")).unwrap();
         (sends, takes)
     }
 }
@@ -130,7 +131,7 @@ fn ten_thousand_checkpoints_arrive_whole_though_the_cable_is_pulled_for_a_moment
     assert!(missed.status.success());
     b.link(true).unwrap();
     ends.primary.wait_for("10000 acknowledged").unwrap();
-    ends.standby.wait_for("10000 whole").unwrap();
+    ends.standby.wait_for("10000 whole, 200 of them in lent memory").unwrap();
 }
 
 #[test]
@@ -204,6 +205,33 @@ fn memory_that_must_not_be_locked_is_named() {
     ends.primary.wait_for(": Unavailable Channel pages was not opened").unwrap();
     ends.primary.wait_for("Could not register 4194304 bytes of memory; the limit of locked memory").unwrap();
     ends.standby.wait_for(": PeerLost Channel pages was not opened").unwrap();
+}
+
+#[test]
+fn staging_memory_that_must_not_be_locked_costs_a_copy() {
+    let pair = Pair::start();
+    // Enough for the rings and a batch, and not for 32 MiB.
+    let limited: Vec<String> =
+        ["prlimit", "--memlock=12000000", "setpriv", "--bounding-set=-ipc_lock"].map(String::from).into();
+    for (limits, lent) in [([true, false], 2), ([false, true], 0)] {
+        let mut made =
+            ["primary", "standby"].into_iter().zip(limits).zip(0..).map(|((side, is_limited), host)| {
+                let words = Pair::end_words(side);
+                pair.end(host, &if is_limited { [limited.clone(), words].concat() } else { words })
+            });
+        let mut ends = Ends { primary: made.next().unwrap(), standby: made.next().unwrap() };
+        tell(&mut ends.standby, "listen");
+        ends.both("lend 32", "lend 32");
+        ends.link(&["control", "pages"]);
+        say(&ends.standby, "verify 60");
+        tell(&mut ends.primary, "checkpoints 60");
+        ends.standby.wait_for(&format!("60 whole, {lent} of them in lent memory")).unwrap();
+        let ended = [ends.primary, ends.standby].map(|end| {
+            end.input().write(b"").unwrap();
+            end.output().unwrap()
+        });
+        assert!(ended.iter().all(|output| output.status.success()));
+    }
 }
 
 #[test]

@@ -50,5 +50,5 @@ pub use policy::{EpochStatsV1, PolicyV1, PolicyV1_TO};
 pub use records::{ReceivedV1, RecordRxV1, RecordRxV1_TO, RecordTxV1, RecordTxV1_TO};
 pub use transport::{
     AbortV1, AbortV1_TO, ChannelRxV1, ChannelRxV1_TO, ChannelTxV1, ChannelTxV1_TO, ChannelV1, LinkV1,
-    LinkV1_TO, ListenerV1, ListenerV1_TO, TransportV1, TransportV1_TO,
+    LinkV1_TO, ListenerV1, ListenerV1_TO, MemoryV1, MemoryV1_TO, TransportV1, TransportV1_TO,
 };

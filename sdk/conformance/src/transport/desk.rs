@@ -108,12 +108,22 @@ impl<B: TransportBench> Desk<B> {
         name: &str,
         route: Option<&str>,
     ) -> Result<(Channel, Channel), String> {
+        self.open_by(pair, name, |link| link.open(name, route, B::PATIENCE))
+    }
+
+    /// Both sides open the channel with this call.
+    fn open_by(
+        &self,
+        pair: &mut Pair,
+        name: &str,
+        open: impl Fn(&mut dyn Link) -> Result<Channel, PluginError> + Sync,
+    ) -> Result<(Channel, Channel), String> {
         let failed =
             |side: &str, e: PluginError| format!("the {side}'s `open` of {name:?} failed: {}", e.chain());
         thread::scope(|scope| {
-            let standby = &mut pair.standby;
-            let far = scope.spawn(move || calmly("`open`", || standby.open(name, route, B::PATIENCE)));
-            let near = calmly("`open`", || pair.primary.open(name, route, B::PATIENCE));
+            let (standby, open) = (&mut pair.standby, &open);
+            let far = scope.spawn(move || calmly("`open`", || open(standby.as_mut())));
+            let near = calmly("`open`", || open(pair.primary.as_mut()));
             let far = far.join().map_err(|_| "`open` panicked".to_owned())?;
             let near = near?.map_err(|e| failed("primary", e))?;
             Ok((near, far?.map_err(|e| failed("standby", e))?))
@@ -128,6 +138,20 @@ impl<B: TransportBench> Desk<B> {
         let mut listener = self.listen()?;
         let mut pair = self.pair(&mut listener)?;
         let (near, far) = self.open(&mut pair, name)?;
+        Ok((listener, pair, near, far))
+    }
+
+    /// The same, with memory lent on both sides.
+    pub(super) fn lending_channel(
+        &self,
+        name: &str,
+        buffers: usize,
+        bytes: usize,
+    ) -> Result<(Box<dyn Listener>, Pair, Channel, Channel), String> {
+        let mut listener = self.listen()?;
+        let mut pair = self.pair(&mut listener)?;
+        let open = |link: &mut dyn Link| link.open_lending(name, None, B::PATIENCE, buffers, bytes);
+        let (near, far) = self.open_by(&mut pair, name, open)?;
         Ok((listener, pair, near, far))
     }
 

@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     TakesNobodyForAnError,
     SaysThatNobodyAnswers,
     TurnsPartsRound,
+    CutsLentMemory,
+    TakesLentMemoryBack,
     MixesTwoChannels,
     HoldsOneLockForAll,
     HoldsALockForBothWays,
@@ -39,12 +41,14 @@ pub(crate) enum Fault {
 }
 
 /// The rule that each fault breaks.
-const BROKEN: Broken<Fault, 19> = [
+const BROKEN: Broken<Fault, 21> = [
     (Fault::CallsAbsenceALoss, "nobody_there_is_a_time_out"),
     (Fault::TriesOnce, "a_primary_waits_for_its_standby"),
     (Fault::TakesNobodyForAnError, "nobody_came_is_none"),
     (Fault::SaysThatNobodyAnswers, "both_ends_say_that_somebody_answers"),
     (Fault::TurnsPartsRound, "bytes_arrive_whole_and_in_order"),
+    (Fault::CutsLentMemory, "lent_memory_carries_what_was_sent"),
+    (Fault::TakesLentMemoryBack, "lent_memory_is_the_borrowers_alone"),
     (Fault::MixesTwoChannels, "channels_are_apart"),
     (Fault::HoldsOneLockForAll, "bulk_never_delays_control"),
     (Fault::HoldsALockForBothWays, "a_stuck_sender_still_hears"),

@@ -7,7 +7,8 @@
 use super::Fault;
 use crate::Why;
 use aventine_api::{
-    Channel, ChannelRx, ChannelTx, ErrorCode, Link, LinkAbort, Listener, PluginError, Side, Transport,
+    Channel, ChannelRx, ChannelTx, ErrorCode, LentMemory, Link, LinkAbort, Listener, PluginError, Side,
+    Transport,
 };
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -319,6 +320,33 @@ impl ChannelTx for Tx {
         }
         state.living()
     }
+
+    fn memory(&mut self, bytes: usize) -> Option<Box<dyn LentMemory>> {
+        Some(Memory::of(&self.0.state, vec![0; bytes]))
+    }
+}
+
+struct Memory {
+    state: Arc<State>,
+    bytes: Vec<u8>,
+    nothing: Vec<u8>,
+}
+
+impl Memory {
+    fn of(state: &Arc<State>, bytes: Vec<u8>) -> Box<dyn LentMemory> {
+        Box::new(Memory { state: Arc::clone(state), nothing: vec![0; bytes.len()], bytes })
+    }
+}
+
+impl LentMemory for Memory {
+    fn bytes(&self) -> &[u8] {
+        let is_gone = self.state.fault == Fault::TakesLentMemoryBack && self.state.is_aborted();
+        if is_gone { &self.nothing } else { &self.bytes }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
 }
 
 impl ChannelRx for Half {
@@ -346,5 +374,14 @@ impl ChannelRx for Half {
             }
             Ok(()) => Ok(()),
         }
+    }
+
+    fn recv_lent(&mut self, len: usize) -> Result<Option<Box<dyn LentMemory>>, PluginError> {
+        let mut bytes = vec![0; len];
+        self.recv(&mut bytes)?;
+        if self.state.fault == Fault::CutsLentMemory {
+            bytes.pop();
+        }
+        Ok(Some(Memory::of(&self.state, bytes)))
     }
 }
