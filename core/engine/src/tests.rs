@@ -1,6 +1,7 @@
 //! The checkpoint's way from guest memory through staging, sender and receiver into the standby's image, over an
 //! in-memory channel.
 
+use crate::bytes::Bytes;
 use crate::memory::GuestMemory;
 use crate::receiver::{self, Buffers, Checkpoint, Image, ReceiveError};
 use crate::sender;
@@ -14,7 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// A channel whose two ends are in this process.
+/// A channel whose two ends are in this process. It lends memory for what is long.
 struct PipeTx(Sender<Vec<u8>>);
 struct PipeRx(Receiver<Vec<u8>>, Vec<u8>);
 
@@ -36,6 +37,31 @@ impl ChannelRx for PipeRx {
         buf.copy_from_slice(&self.1[..buf.len()]);
         self.1.drain(..buf.len());
         Ok(())
+    }
+
+    fn recv_lent(&mut self, len: usize) -> Result<Option<Box<dyn LentMemory>>, PluginError> {
+        if len < 64 << 10 {
+            return Ok(None);
+        }
+        let mut memory = lend(len);
+        self.recv(memory.bytes_mut())?;
+        Ok(Some(memory))
+    }
+}
+
+struct Lent(Vec<u8>);
+
+fn lend(bytes: usize) -> Box<dyn LentMemory> {
+    Box::new(Lent(vec![0; bytes]))
+}
+
+impl LentMemory for Lent {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 }
 
@@ -160,7 +186,12 @@ fn a_checkpoint_arrives_whole_through_staging_that_is_much_smaller() {
     let mut guest = Memory::new(&PAGES);
     let view = guest.view();
     let (jobs_tx, jobs) = channel();
-    let (mut staging, back) = Staging::new(2 << 20, jobs_tx, |_| None); // 2 MiB for checkpoints of 8 MiB
+    // 2 MiB for checkpoints of 8 MiB, of which a half is lent.
+    let mut lent = [None, Some(lend(1 << 20))].into_iter();
+    let (mut staging, back) = Staging::new(2 << 20, jobs_tx, |bytes| {
+        assert_eq!(bytes, 1 << 20);
+        lent.next().unwrap()
+    });
     let (wire, arrived) = channel();
     let (states_tx, states) = channel();
     let (lost, losses) = channel();
@@ -189,6 +220,9 @@ fn a_checkpoint_arrives_whole_through_staging_that_is_much_smaller() {
     let seen: Vec<_> = whole.iter().map(|c| (c.epoch.0, c.armed, c.state[0], c.state.len())).collect();
     assert_eq!(seen, [(1, false, 1, 1000), (2, true, 2, 1000), (3, true, 3, 1000)]);
     assert!(image.0 == guest.0, "the image is the guest's memory");
+    let batches = || whole.iter().flat_map(|c| &c.pages);
+    assert!(batches().all(|b| matches!(b, Bytes::Lent(_)) == (b.len() >= 64 << 10)));
+    assert!(batches().any(|b| matches!(b, Bytes::Lent(_))));
 }
 
 /// The frames of two small checkpoints, as they go over the wire.

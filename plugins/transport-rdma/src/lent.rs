@@ -21,6 +21,8 @@ use tracing::warn;
 
 /// Shortest that is not copied: waiting for the device takes as long as copying less.
 pub(crate) const DIRECT: usize = 64 << 10;
+/// Most that a pool has in all, in bytes: registering more would take longer than a channel may take to open.
+const MOST: usize = 1 << 30;
 /// Most of a message in lent memory that may lie elsewhere: tables of a codec.
 const NOTES: usize = 64 << 10;
 
@@ -47,11 +49,14 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Of `count` buffers, of which the first `offered` are not free. `None` when none are asked for, or there must not be so many.
+    /// Of at most `count` buffers, of which the first `offered` are not free. `None` when none are asked for, or there must not be so many.
     pub(crate) fn new(endpoint: &Endpoint, count: usize, bytes: usize, offered: u32) -> Option<Arc<Pool>> {
-        let total = count.checked_mul(bytes).filter(|total| *total > 0)?;
-        let numbers = (u32::try_from(count), u32::try_from(bytes));
-        let (Ok(count @ ..=0x7fff_ffff), Ok(..=0x7fff_ffff)) = numbers else { return None };
+        let most = u32::try_from(MOST.checked_div(bytes)?).ok()?;
+        let count = most.min(u32::try_from(count).unwrap_or(most));
+        let total = count as usize * bytes;
+        if total == 0 {
+            return None;
+        }
         let memory = endpoint.register(total, true).inspect_err(|error| warn_of(total, error)).ok()?;
         let free = Mutex::new((offered.min(count)..count).rev().collect());
         Some(Arc::new(Pool { memory, bytes, count, free }))
@@ -190,7 +195,7 @@ fn arrange(
         let length = part.len() as u32;
         match pieces.last_mut() {
             Some(last) if last.lkey == lkey && last.addr + u64::from(last.length) == addr => {
-                last.length += length
+                last.length += length;
             }
             _ => pieces.push(Sge { addr, length, lkey }),
         }
@@ -280,7 +285,7 @@ mod tests {
 
     #[test]
     fn only_what_lies_in_it_whole_is_lent_memory() {
-        let memory = vec![0; 100];
+        let memory = [0; 100];
         let mut table = BTreeMap::new();
         let at = memory.as_ptr() as usize;
         table.insert(at + 10, (at + 20, 7));

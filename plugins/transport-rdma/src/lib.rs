@@ -20,6 +20,8 @@
 //! - A channel has queue pairs, rings and completions of its own, one pair for each direction: bulk never waits in front of a
 //!   heartbeat, and no lock is shared by who sends and who receives.
 //! - Nothing is written that the receiver has no room and no request for (see `ring.rs`).
+//! - What is lent to receive in is offered to the other side only while nobody has it; the pages that a batch consists of are
+//!   written there from where they were captured (see `lent.rs`).
 //! - Memory is given back only after each request that names it, and the queue pair itself, are gone (see `endpoint.rs`).
 //! - Whatever waits ends with the link: `abort` wakes it at once, a dead process by its TLS connection, a dead host by the engine's
 //!   detection or the device's, whichever is faster.
@@ -28,8 +30,9 @@
 //!  primary                                                          standby
 //!  connect ── TCP, TLS ─────────────────────────────────────────►   listen, accept         as `tcp`
 //!  open ───── the channel's TLS connection ─────────────────────►   open
-//!      hello, offer, rings (see `wire.rs`)
-//!      parts ─► copy ─► write, with immediate ═══════════════════►  ring ─► caller          a pair each way
+//!      hello, offer, rooms (see `wire.rs`)
+//!      pages in lent memory ─► write, with immediate ═══════►  lent memory ─► caller      no copy
+//!      all else ─► copy ─► write, with immediate ═══════════►  ring ─► caller             a pair each way
 //!               room ◄═══════════════════════════════════ credit, when a quarter is consumed
 //!      the TLS connection stays, silent: its end is the end of the channel
 //! ```
