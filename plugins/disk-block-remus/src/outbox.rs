@@ -35,11 +35,11 @@ use std::time::Duration;
 
 /// What a queued change takes in memory beside its data.
 const CHANGE_COST: usize = 64;
-/// Most changes in a record: two parts each, well under what one system call takes. Most bytes: what the processor's caches
-/// hold between hashing and sending them, and as much as the longest change has, so that the standby's buffers fit one as the
-/// other.
+/// Most changes in a record: two parts each, well under what one system call takes.
 const MAX_CHANGES: usize = 256;
-const MAX_BYTES: usize = MAX_CHANGE + CHANGE_HEAD;
+/// Most bytes of a record: what the processor's caches hold between hashing and sending them, and as much as the longest change has,
+/// so that the standby's buffers fit one as the other.
+pub(crate) const MAX_BYTES: usize = MAX_CHANGE + CHANGE_HEAD;
 /// Bytes that are sent at once, and how long fewer wait for more.
 const ENOUGH: usize = 256 << 10;
 const LINGER: Duration = Duration::from_millis(1);

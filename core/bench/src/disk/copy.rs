@@ -23,8 +23,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-/// Bytes in the ring, as many as `block-remus` queues where it is not told otherwise.
-const RING: usize = 64 << 20;
+/// Bytes in the ring: few, so that the processor's caches have them still when they are sent.
+const RING: usize = 4 << 20;
 /// Most writes, and bytes, that are sent with one system call.
 const MOST: usize = 256;
 const MOST_BYTES: usize = 1 << 20;
@@ -134,11 +134,9 @@ impl Ring {
             let mut state = lock(&self.state);
             state.bytes -= bytes;
             state.spare.extend(batch.drain(..).map(|(_, data)| data));
-            let ample = state.bytes <= RING - RING / 16;
             drop(state);
-            if ample {
-                self.room.notify_all();
-            }
+            // Whoever goes on is sent in turn, and lets the next one go.
+            self.room.notify_one();
         }
     }
 
