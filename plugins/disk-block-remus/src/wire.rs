@@ -27,7 +27,7 @@ pub(crate) use aventine_disk_common::change::{
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The version of this layout.
-const VERSION: u16 = 3;
+const VERSION: u16 = 2;
 
 /// Kinds of records.
 pub(crate) mod kind {
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn nonsense_is_named() {
         assert_eq!(Description::parse(&[9; 10]), Err(RecordError::Version { theirs: 0x909, ours: VERSION }));
-        assert_eq!(Description::parse(&[3, 0, 5]), Err(RecordError::Short));
+        assert_eq!(Description::parse(&[2, 0, 5]), Err(RecordError::Short));
         assert_eq!(parse_barrier(&[0; 23]), Err(RecordError::Short));
         assert_eq!(parse_barrier(&[1; 55]), Err(RecordError::Short));
         assert_eq!(parse_barrier(&[0; 56]), Err(RecordError::Short), "no point has no name");

@@ -15,7 +15,7 @@ pub(crate) use aventine_disk_common::change::{
 };
 
 /// The version of this layout.
-const VERSION: u16 = 2;
+const VERSION: u16 = 1;
 
 /// Kinds of records.
 pub(crate) mod kind {
