@@ -1,33 +1,44 @@
 //! Disks: what replication costs a guest's reads and writes, and what a seal adds to its pause.
 //!
 //! ```text
-//!  replicated:  client ══ NBD, unix socket ══► export ─► plugin ─► image
-//!                                                          └══ frames, loopback TCP ══► standby's disk, in this process
-//!  export:      client ══ NBD, unix socket ══► export ─► image
-//!  qemu-nbd:    client ══ NBD, unix socket ══► qemu-nbd ─► image
+//!  replicated:  client ══ front-end ══► plugin ─┬─► image
+//!                                               └══ frames, loopback TCP ══► standby's disk, in this process
+//!  export:      client ══ front-end ══► image
+//!  copy:        client ══ front-end ─┬─► image
+//!                                    └══ bare bytes, loopback TCP ══► image where the standby's is
+//!  qemu-nbd:    client ══ NBD ══► qemu-nbd ─► image
 //! ```
-//! They are measured in turn, and the best of each counts: what disturbs a machine makes figures worse, never better. A replicated
-//! write counts when its epoch is committed. All three images are read and written the same way: past the page cache, or
-//! through it. The standby's work takes the processors of the same machine here, and where its image is on the same disk, half
-//! of that; so the processor time of each side is told, too.
+//! They are measured in turn, through each front-end, and the best of each counts: what disturbs a machine makes figures worse, never
+//! better. A replicated write counts when its epoch is committed, a copied one when the other side has written it. All images are read
+//! and written the same way: past the page cache, or through it. The standby's work takes the processors of the same machine here, and
+//! where its image is on the same disk, half of that; so the processor time of each side is told, too.
+//!
+//! A disk may write faster than one connection carries. The export alone is then a floor that no replication can reach; the bare copy
+//! (`copy`) is the one that has the link in it.
 
 mod channel;
 mod client;
+mod copy;
 mod cpu;
+mod nbd;
 mod pair;
 mod servers;
+mod vhost;
 
 use crate::quantiles;
 use aventine_api::{BlockDevice, PluginError};
 use aventine_disk_common::image::{Image, OpenError};
-use aventine_export::{Export, ExportError};
+use aventine_export::ExportError;
+use aventine_export_vhost::VhostExportError;
 use client::Client;
 pub use client::ClientError;
 use client::Load;
+use copy::Copied;
 use cpu::Cpu;
 use pair::Pair;
 use serde::Serialize;
-use servers::{QemuNbd, Raw};
+use servers::{QemuNbd, Raw, serve};
+use std::any::Any;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -38,6 +49,13 @@ use tempfile::{TempDir, tempdir, tempdir_in};
 
 /// How often the servers take turns.
 const TURNS: u32 = 5;
+/// The servers: names of their directories and sockets, and where they have threads here, parts of their names.
+const PRIMARY: &str = cpu::PRIMARY;
+const EXPORT: &str = cpu::EXPORT;
+const COPY: &str = "copy";
+const QEMU_NBD: &str = "qemu";
+/// An image's file.
+const IMAGE: &str = "disk.img";
 /// Epochs whose pause is timed, and writes in each.
 const SEALS: usize = 400;
 const WRITES: u64 = 100;
@@ -87,11 +105,17 @@ pub enum BenchError {
     /// The front-end.
     #[error("The disk cannot be exported")]
     Export(#[from] ExportError),
+    /// The other front-end.
+    #[error("The disk cannot be exported by vhost-user")]
+    VhostExport(#[from] VhostExportError),
+    /// What writes are copied by.
+    #[error("The bare copy failed")]
+    Copy(#[source] PluginError),
     /// The other server.
     #[error("qemu-nbd does not serve")]
     QemuNbd(#[source] io::Error),
     /// The client.
-    #[error("{0} did not serve the client")]
+    #[error("The server `{0}` did not serve the client")]
     Client(&'static str, #[source] ClientError),
     /// No thread.
     #[error("A thread could not be started")]
@@ -101,6 +125,26 @@ pub enum BenchError {
     Panicked,
 }
 
+/// How the client reaches a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Frontend {
+    /// By NBD.
+    Nbd,
+    /// By vhost-user-blk.
+    VhostUser,
+}
+
+impl Frontend {
+    /// As a configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Frontend::Nbd => "nbd",
+            Frontend::VhostUser => "vhost-user",
+        }
+    }
+}
+
 /// How to measure.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -108,6 +152,8 @@ pub struct Options {
     pub size: u64,
     /// For each load on each server, in all.
     pub time: Duration,
+    /// Which front-ends: one or more.
+    pub frontends: Vec<Frontend>,
     /// Through the page cache, where it could be past it.
     pub cached: bool,
     /// Where the standby's image is, if not where the others are.
@@ -138,6 +184,8 @@ pub struct Figures {
 /// Requests a second of one kind.
 #[derive(Clone, Debug, Serialize)]
 pub struct LoadFigures {
+    /// How the client reaches the disk.
+    pub frontend: Frontend,
     /// Reads or writes, where, of how much.
     pub load: &'static str,
     /// How many are under way.
@@ -146,10 +194,14 @@ pub struct LoadFigures {
     pub replicated: f64,
     /// A second, of the image through the same front-end.
     pub export: f64,
-    /// A second, of the image through qemu-nbd; `None` where that is not installed.
+    /// A second, of the image through the same front-end with a bare copy of what is written; `None` for reads.
+    pub copy: Option<f64>,
+    /// A second, of the image through qemu-nbd; `None` where that is not installed, and of other front-ends than NBD.
     pub qemu_nbd: Option<f64>,
     /// `replicated` ÷ `export`.
     pub ratio: f64,
+    /// `replicated` ÷ `copy`.
+    pub ratio_to_copy: Option<f64>,
     /// `replicated` ÷ `qemu_nbd`.
     pub ratio_to_qemu_nbd: Option<f64>,
     /// Processor time in microseconds for each MiB, without the client's and the kernel's own threads: of the export.
@@ -177,8 +229,10 @@ pub fn measure(plugin: &str, options: &Options) -> Result<Figures, BenchError> {
     let time = options.time;
     let seal_us = bench.seals()?;
     let mut loads = Vec::new();
-    for load in LOADS {
-        loads.push(bench.load(load, time / TURNS)?);
+    for way in 0..bench.ways.len() {
+        for load in LOADS {
+            loads.push(bench.load(way, load, time / TURNS)?);
+        }
     }
     Ok(Figures {
         plugin: plugin.to_owned(),
@@ -192,13 +246,21 @@ pub fn measure(plugin: &str, options: &Options) -> Result<Figures, BenchError> {
     })
 }
 
-// Dropped in this order: clients before servers, the exports before their devices.
-struct Bench {
+/// The servers through one front-end. Dropped in this order: clients before servers.
+struct Way {
+    frontend: Frontend,
     replicated: Client,
     export: Client,
+    copy: Client,
     qemu_nbd: Option<Client>,
-    _exports: [Export; 2],
+    _fronts: [Box<dyn Any>; 3],
+}
+
+// The front-ends before their devices.
+struct Bench {
+    ways: Vec<Way>,
     pair: Pair,
+    copied: Arc<Copied>,
     _qemu_nbd: Option<QemuNbd>,
     direct: bool,
     sent_per_written: f64,
@@ -207,38 +269,44 @@ struct Bench {
 impl Bench {
     fn start(plugin: &str, dir: &Path, standby: &Path, options: &Options) -> Result<Bench, BenchError> {
         let Options { size, cached, .. } = *options;
-        for name in ["primary", "raw", "qemu"] {
+        for name in [PRIMARY, EXPORT, COPY, QEMU_NBD] {
             make_image(&dir.join(name), size).map_err(BenchError::Directory)?;
         }
-        let [ours, raw] = ["primary.sock", "raw.sock"].map(|name| dir.join(name));
-        let image = Image::open(&dir.join("raw/disk.img"))?;
-        let image = if cached { image } else { image.direct() };
+        let copies = standby.join("copies");
+        make_image(&copies, size).map_err(BenchError::Directory)?;
+        let open = |dir: &Path| {
+            let image = Image::open(&dir.join(IMAGE))?;
+            Ok::<_, OpenError>(if cached { image } else { image.direct() })
+        };
+        let image = open(&dir.join(EXPORT))?;
         let direct = image.is_direct();
-        let (server, qemu_nbd) = QemuNbd::start(dir, size, direct)?.unzip();
+        let raw: Arc<dyn BlockDevice> = Arc::new(Raw(image));
+        let copied = Arc::new(Copied::start(open(&dir.join(COPY))?, open(&copies)?)?);
         let pair = Pair::start(plugin, dir, standby, cached)?;
-        let exports = [
-            Export::start(&ours, cpu::PRIMARY, pair.device())?,
-            Export::start(&raw, cpu::EXPORT, Arc::new(Raw(image)) as Arc<dyn BlockDevice>)?,
-        ];
-        let connect = |name, socket| Client::connect(socket, size).map_err(|e| BenchError::Client(name, e));
-        Ok(Bench {
-            replicated: connect(REPLICATED, &ours)?,
-            export: connect(EXPORT, &raw)?,
-            qemu_nbd,
-            _exports: exports,
-            pair,
-            _qemu_nbd: server,
-            direct,
-            sent_per_written: 0.0,
-        })
+        let (mut ways, mut qemu_nbd) = (Vec::new(), None);
+        for &frontend in &options.frontends {
+            let copying = Arc::clone(&copied) as Arc<dyn BlockDevice>;
+            let (ours, replicated) = serve(frontend, dir, PRIMARY, pair.device())?;
+            let (alone, export) = serve(frontend, dir, EXPORT, Arc::clone(&raw))?;
+            let (bare, copy) = serve(frontend, dir, COPY, copying)?;
+            let mut other = None;
+            if frontend == Frontend::Nbd {
+                (qemu_nbd, other) = QemuNbd::start(dir, size, direct)?.unzip();
+            }
+            let fronts = [ours, alone, bare];
+            ways.push(Way { frontend, replicated, export, copy, qemu_nbd: other, _fronts: fronts });
+        }
+        Ok(Bench { ways, pair, copied, _qemu_nbd: qemu_nbd, direct, sent_per_written: 0.0 })
     }
 
     /// What the pause of an epoch has of the disk: the guest's requests are answered, none comes meanwhile.
     fn seals(&mut self) -> Result<[f64; 2], BenchError> {
         let (mut times, before) = (Vec::new(), self.pair.stats());
+        // Any front-end does: what is timed begins behind it.
+        let client = &mut self.ways[0].replicated;
         for _ in 0..SEALS {
-            let written = self.replicated.run(LOADS[1], Duration::ZERO, WRITES);
-            written.map_err(|e| BenchError::Client(REPLICATED, e))?;
+            let written = client.run(LOADS[1], Duration::ZERO, WRITES);
+            written.map_err(|e| BenchError::Client(PRIMARY, e))?;
             times.push(self.pair.seal()?);
             self.pair.commit()?;
         }
@@ -249,27 +317,34 @@ impl Bench {
         Ok(quantiles(times))
     }
 
-    fn load(&mut self, load: Load, time: Duration) -> Result<LoadFigures, BenchError> {
-        let (mut replicated, mut export, mut qemu_nbd) = (0.0, 0.0, None);
+    fn load(&mut self, way: usize, load: Load, time: Duration) -> Result<LoadFigures, BenchError> {
+        let way = &mut self.ways[way];
+        let (mut replicated, mut export, mut copy, mut qemu_nbd) = (0.0, 0.0, None, None);
         let (mut spent, mut served) = ([Duration::ZERO; 3], [0; 3]);
         for _ in 0..TURNS {
             let before = Cpu::now()?;
-            let (rate, sent) = alone(&mut self.export, load, time, EXPORT)?;
+            let (rate, sent) = alone(&mut way.export, load, time, EXPORT, || Ok(()))?;
             export = f64::max(export, rate);
-            spent[0] += Cpu::now()?.since(before).export;
+            let cpu = Cpu::now()?.since(before);
+            spent[0] += cpu.export + cpu.worker;
             served[0] += sent;
             let before = Cpu::now()?;
-            let client = &mut self.replicated;
+            let client = &mut way.replicated;
             let (sent, took) = self.pair.under(|| client.run(load, time, 1))?;
-            let sent = sent.map_err(|e| BenchError::Client(REPLICATED, e))?;
+            let sent = sent.map_err(|e| BenchError::Client(PRIMARY, e))?;
             replicated = f64::max(replicated, sent as f64 / took.as_secs_f64());
-            let Cpu { primary, standby, .. } = Cpu::now()?.since(before);
-            spent[1] += primary;
-            spent[2] += standby;
+            let cpu = Cpu::now()?.since(before);
+            spent[1] += cpu.primary + cpu.worker;
+            spent[2] += cpu.standby;
             served[1] += sent;
             served[2] += sent;
-            if let Some(client) = &mut self.qemu_nbd {
-                let (rate, _) = alone(client, load, time, QEMU_NBD)?;
+            if load.write {
+                let copied = || self.copied.settle().map_err(BenchError::Copy);
+                let (rate, _) = alone(&mut way.copy, load, time, COPY, copied)?;
+                copy = Some(f64::max(copy.unwrap_or(0.0), rate));
+            }
+            if let Some(client) = &mut way.qemu_nbd {
+                let (rate, _) = alone(client, load, time, QEMU_NBD, || Ok(()))?;
                 qemu_nbd = Some(f64::max(qemu_nbd.unwrap_or(0.0), rate));
             }
         }
@@ -277,12 +352,15 @@ impl Bench {
             spent[side].as_secs_f64() * 1e6 / (served[side] as f64 * load.block as f64 / f64::from(1 << 20))
         };
         Ok(LoadFigures {
+            frontend: way.frontend,
             load: load.name,
             depth: load.depth,
             replicated,
             export,
+            copy,
             qemu_nbd,
             ratio: replicated / export,
+            ratio_to_copy: copy.map(|rate| replicated / rate),
             ratio_to_qemu_nbd: qemu_nbd.map(|rate| replicated / rate),
             export_us_per_mib: us_per_mib(0),
             primary_us_per_mib: us_per_mib(1),
@@ -291,26 +369,26 @@ impl Bench {
     }
 }
 
-const REPLICATED: &str = "The replicated disk";
-const EXPORT: &str = "The export";
-const QEMU_NBD: &str = "qemu-nbd";
-
-/// Requests a second of a server without replication, and how many they were.
+/// Requests a second of a server without replication, and how many they were; all of them are done once `settle` returns.
 fn alone(
     client: &mut Client,
     load: Load,
     time: Duration,
     server: &'static str,
+    settle: impl FnOnce() -> Result<(), BenchError>,
 ) -> Result<(f64, u64), BenchError> {
     let began = Instant::now();
-    let sent = client.run(load, time, 1).map_err(|e| BenchError::Client(server, e))?;
+    let sent = client.run(load, time, 1);
+    // First: it tells why the client was not served.
+    settle()?;
+    let sent = sent.map_err(|e| BenchError::Client(server, e))?;
     Ok((sent as f64 / began.elapsed().as_secs_f64(), sent))
 }
 
 /// An image without holes.
 fn make_image(dir: &Path, size: u64) -> io::Result<()> {
     fs::create_dir(dir)?;
-    let mut file = File::create(dir.join("disk.img"))?;
+    let mut file = File::create(dir.join(IMAGE))?;
     let block: Vec<u8> = (0..1_u32 << 20).map(|i| (i % 253) as u8).collect();
     let mut left = size;
     while left > 0 {

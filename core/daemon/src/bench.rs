@@ -1,6 +1,6 @@
 //! `aventine bench`: what plugins cost.
 
-use crate::cli::{Bench, Switch};
+use crate::cli::{Bench, DiskFrontend, Switch};
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{print, tell, tell_error};
@@ -14,9 +14,14 @@ use std::time::Duration;
 
 pub(crate) fn bench(what: Bench) -> Exit {
     match what {
-        Bench::Disk { plugin, size, standby_dir, cached, seconds, json } => {
+        Bench::Disk { plugin, frontend, size, standby_dir, cached, seconds, json } => {
             let time = Duration::from_secs(seconds.into());
-            disks(plugin, &disk::Options { size, time, cached, standby: standby_dir }, json)
+            let frontends = match frontend {
+                None => vec![disk::Frontend::Nbd, disk::Frontend::VhostUser],
+                Some(DiskFrontend::Nbd) => vec![disk::Frontend::Nbd],
+                Some(DiskFrontend::VhostUser) => vec![disk::Frontend::VhostUser],
+            };
+            disks(plugin, &disk::Options { size, time, frontends, cached, standby: standby_dir }, json)
         }
         Bench::Network { plugin, epochs, frames, json } => network(plugin, epochs, frames, json),
         Bench::Transport { plugin, tls, streams, size, json, svg } => {
@@ -166,20 +171,37 @@ fn tell_disk(figures: &disk::Figures) {
     let way = if *direct { "past" } else { "through" };
     print(format_args!(
         "{plugin}: a seal adds {median:.1} us (99 %: {most:.1} us) to the pause; {sent_per_written:.3} bytes sent for each written\n\
-         images in {directory}, {way} the page cache; the standby's in {standby}; client, servers and standby share {processors} \
-         processors\n\
-         requests a second        under way  replicated      export   ratio    qemu-nbd   ratio   us/MiB: export primary standby"
+         images in {directory}, {way} the page cache; the standby's in {standby}\n\
+         client, servers and standby share {processors} processors"
     ));
+    let mut frontend = None;
     for load in loads {
+        if frontend.replace(load.frontend) != Some(load.frontend) {
+            print(format_args!(
+                "{:<23}{:>5}{:>11}{:>9}{:>6}{:>9}{:>6}{:>9}{:>6}   us/MiB: export primary standby",
+                format!("requests/s, {}", load.frontend.name()),
+                "depth",
+                "replicated",
+                "export",
+                "ratio",
+                "copy",
+                "ratio",
+                "qemu-nbd",
+                "ratio"
+            ));
+        }
         let number = |n: Option<f64>, digits| n.map_or("-".to_owned(), |n| format!("{n:.digits$}"));
-        let (qemu_nbd, to_it) = (number(load.qemu_nbd, 0), number(load.ratio_to_qemu_nbd, 2));
         print(format_args!(
-            "{:<24} {:>9} {:>11.0} {:>11.0} {:>7.2} {qemu_nbd:>11} {to_it:>7} {:>16.0} {:>7.0} {:>7.0}",
+            "{:<23}{:>5}{:>11.0}{:>9.0}{:>6.2}{:>9}{:>6}{:>9}{:>6}{:>17.0}{:>8.0}{:>8.0}",
             load.load,
             load.depth,
             load.replicated,
             load.export,
             load.ratio,
+            number(load.copy, 0),
+            number(load.ratio_to_copy, 2),
+            number(load.qemu_nbd, 0),
+            number(load.ratio_to_qemu_nbd, 2),
             load.export_us_per_mib,
             load.primary_us_per_mib,
             load.standby_us_per_mib,

@@ -34,8 +34,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use vhost::vhost_user::Listener;
-use vhost_user_backend::{ShutdownHandle, VhostUserDaemon};
+use vhost::vhost_user::{Error as VhostUserError, Listener};
+use vhost_user_backend::{Error, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 /// Why an export could not be started.
@@ -169,7 +169,7 @@ impl Shared {
     }
 
     /// Serves the next hypervisor to its end.
-    fn serve_one(&self, listener: &mut Listener) -> Result<(), vhost_user_backend::Error> {
+    fn serve_one(&self, listener: &mut Listener) -> Result<(), Error> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let backend = Arc::new(Backend::new(
             Arc::clone(&self.device),
@@ -188,6 +188,10 @@ impl Shared {
         }
         let ended = daemon.wait();
         self.connection().open = None;
-        ended
+        match ended {
+            // The hypervisor has closed it.
+            Err(Error::HandleRequest(VhostUserError::Disconnected)) => Ok(()),
+            ended => ended,
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! Little-endian. A chain may split them anywhere.
 
 use crate::memory::{Memory, Written};
-use aventine_api::{BlockDevice, PluginError};
+use aventine_api::{BlockDevice, PAGE_SIZE, PluginError};
 use std::io::{Read, Write};
 use virtio_queue::{DescriptorChain, Reader, Writer};
 
@@ -217,12 +217,15 @@ fn is_whole(chain: DescriptorChain<&Memory>) -> bool {
     last.is_some_and(|(at, part)| at < most && !part.has_next())
 }
 
+/// Room for `len` bytes, at most [`PIECE`], at an address that suits a device past the page cache.
 fn room(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
     let len = len.min(PIECE);
-    if buffer.len() < len {
-        buffer.resize(len, 0);
+    if buffer.len() < len + PAGE_SIZE {
+        buffer.resize(len + PAGE_SIZE, 0);
     }
-    &mut buffer[..len]
+    let first = buffer.as_ptr().addr();
+    let at = first.next_multiple_of(PAGE_SIZE) - first;
+    &mut buffer[at..at + len]
 }
 
 fn u32_at(bytes: &[u8; 16], at: usize) -> u32 {

@@ -22,8 +22,9 @@ use crate::config::Durable;
 use crate::device::Medium;
 use crate::history::{History, Next};
 use crate::talk::Talk;
-use crate::wire::{Change, Check, Description, Tally, barrier, kind};
+use crate::wire::{Change, Check, Description, MAX_CHANGE, Tally, barrier, kind};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordTx};
+use aventine_disk_common::change::CHANGE_HEAD;
 use aventine_disk_common::image::Image;
 use aventine_disk_common::pool::Pool;
 use aventine_disk_common::{lock, wait_while};
@@ -34,13 +35,18 @@ use std::time::Duration;
 
 /// What a queued change takes in memory beside its data.
 const CHANGE_COST: usize = 64;
-/// Most changes in a record: two parts each, well under what one system call takes. Most bytes: what the processor's caches
-/// hold between hashing and sending them.
+/// Most changes in a record: two parts each, well under what one system call takes.
 const MAX_CHANGES: usize = 256;
-const MAX_BYTES: usize = 512 << 10;
+/// Most bytes of a record: what the processor's caches hold between hashing and sending them, and as much as the longest change has,
+/// so that the standby's buffers fit one as the other.
+pub(crate) const MAX_BYTES: usize = MAX_CHANGE + CHANGE_HEAD;
 /// Bytes that are sent at once, and how long fewer wait for more.
 const ENOUGH: usize = 256 << 10;
 const LINGER: Duration = Duration::from_millis(1);
+
+/// Whoever waits for room is woken once one part in so many is free: all who wait together, and not again after each record only
+/// for one of them to find room.
+const AMPLE: usize = 16;
 
 /// Why an epoch could not be sealed.
 #[derive(Debug, thiserror::Error)]
@@ -213,6 +219,7 @@ impl Outbox {
 
     fn queue(&self, changes: Vec<Change>, reserved: usize, covers: u64, noted: Option<(u64, u64)>) {
         let bytes: usize = changes.iter().map(|c| Outbox::cost(1, c.data.len())).sum();
+        let gives_up = changes.is_empty();
         let (ask, wake) = {
             let mut state = lock(&self.state);
             if state.ended.is_some() {
@@ -237,6 +244,10 @@ impl Outbox {
         };
         if wake {
             self.work.notify_one();
+        }
+        if gives_up {
+            // Nothing will be sent of it that would make room known.
+            self.room.notify_all();
         }
         if ask {
             self.host.request_epoch();
@@ -465,11 +476,14 @@ impl Outbox {
         let payload: usize = changes.iter().map(Change::wire_len).sum();
         self.sent.fetch_add(payload as u64, Ordering::Relaxed);
         self.copied.fetch_add(covers, Ordering::Relaxed);
-        {
+        let ample = {
             let mut state = lock(&self.state);
             state.bytes = state.bytes.saturating_sub(cost);
+            state.bytes <= self.limit - self.limit / AMPLE
+        };
+        if ample {
+            self.room.notify_all();
         }
-        self.room.notify_all();
         changes.into_iter().for_each(|c| self.pool.give(c.data));
     }
 }

@@ -20,6 +20,7 @@
 
 use crate::device::Medium;
 use crate::history::{History, Next};
+use crate::outbox::MAX_BYTES;
 use crate::points::Answers;
 use crate::wire::{Arrived, Check, RecordError, Tally, changes, kind, parse_barrier};
 use aventine_api::{Epoch, ErrorCode, Host, PluginError, RecordHead, RecordRx};
@@ -225,7 +226,7 @@ impl Staging {
             drop(state);
             self.room.notify_all();
             if let Some(records) = Arc::into_inner(records) {
-                records.kept.into_iter().filter_map(Kept::payload).for_each(|p| self.pool.give(p));
+                self.give_back(records);
             }
         }
         Ok(())
@@ -410,11 +411,19 @@ impl Staging {
 
     /// What is short does not keep the memory of what is long: a third more is not counted.
     fn received(&self, received: &mut Vec<u8>) -> Vec<u8> {
-        if received.len() > received.capacity() / 4 * 3 {
-            std::mem::replace(received, self.pool.take())
-        } else {
-            received.clone()
+        if received.len() <= received.capacity() / 4 * 3 {
+            return received.clone();
         }
+        // Room for every record there is: one that had to grow would get more than it needs.
+        let mut next = self.pool.take();
+        next.reserve_exact(MAX_BYTES.saturating_sub(next.len()));
+        std::mem::replace(received, next)
+    }
+
+    /// Memory of what was applied; only such as suits the longest record.
+    fn give_back(&self, records: Records) {
+        let payloads = records.kept.into_iter().filter_map(Kept::payload);
+        payloads.filter(|p| p.capacity() >= MAX_BYTES).for_each(|p| self.pool.give(p));
     }
 
     fn keep(&self, kept: Kept) -> Result<(), FollowError> {

@@ -18,13 +18,21 @@ pub(super) struct Rx {
 
 /// The primary's end and the standby's.
 pub(super) fn channel() -> io::Result<[(Tx, Rx); 2]> {
+    let [primary, standby] = loopback()?;
+    Ok([end(primary)?, end(standby)?])
+}
+
+/// Both ends of a connection.
+pub(super) fn loopback() -> io::Result<[TcpStream; 2]> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let primary = TcpStream::connect(listener.local_addr()?)?;
-    Ok([end(primary)?, end(listener.accept()?.0)?])
+    let streams = [TcpStream::connect(listener.local_addr()?)?, listener.accept()?.0];
+    for stream in &streams {
+        stream.set_nodelay(true)?;
+    }
+    Ok(streams)
 }
 
 fn end(stream: TcpStream) -> io::Result<(Tx, Rx)> {
-    stream.set_nodelay(true)?;
     Ok((Tx { stream: stream.try_clone()?, sequence: 0 }, Rx { stream, sequence: 0 }))
 }
 

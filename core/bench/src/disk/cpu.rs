@@ -10,6 +10,8 @@ use std::time::Duration;
 pub(super) const PRIMARY: &str = "primary";
 pub(super) const STANDBY: &str = "standby";
 pub(super) const EXPORT: &str = "single";
+/// What every vhost-user front-end's worker is called: it is counted for whichever of them has its turn.
+const WORKER: &str = "vring_worker";
 
 /// What threads have spent so far.
 #[derive(Clone, Copy, Default)]
@@ -17,6 +19,7 @@ pub(super) struct Cpu {
     pub(super) export: Duration,
     pub(super) primary: Duration,
     pub(super) standby: Duration,
+    pub(super) worker: Duration,
 }
 
 impl Cpu {
@@ -30,7 +33,12 @@ impl Cpu {
                 other => other.map_err(BenchError::Cpu),
             };
             let name = read("comm")?;
-            let sides = [(EXPORT, &mut cpu.export), (PRIMARY, &mut cpu.primary), (STANDBY, &mut cpu.standby)];
+            let sides = [
+                (EXPORT, &mut cpu.export),
+                (PRIMARY, &mut cpu.primary),
+                (STANDBY, &mut cpu.standby),
+                (WORKER, &mut cpu.worker),
+            ];
             if let Some((_, side)) = sides.into_iter().find(|(part, _)| name.contains(part)) {
                 *side += nanoseconds(&read("schedstat")?).map_err(BenchError::Cpu)?;
             }
@@ -43,6 +51,7 @@ impl Cpu {
             export: self.export.saturating_sub(before.export),
             primary: self.primary.saturating_sub(before.primary),
             standby: self.standby.saturating_sub(before.standby),
+            worker: self.worker.saturating_sub(before.worker),
         }
     }
 }

@@ -1,12 +1,16 @@
 //! What a replicated disk is compared with: the same image without replication.
 
-use super::BenchError;
 use super::client::Client;
+use super::{BenchError, Frontend};
 use aventine_api::{BlockDevice, PluginError};
 use aventine_disk_common::image::Image;
+use aventine_export::Export;
+use aventine_export_vhost::VhostExport;
+use std::any::Any;
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,6 +47,22 @@ impl BlockDevice for Raw {
     }
 }
 
+/// Serves `device` by our own front-end, as `name` in `dir`, until the first is dropped; and connects to it.
+pub(super) fn serve(
+    frontend: Frontend,
+    dir: &Path,
+    name: &'static str,
+    device: Arc<dyn BlockDevice>,
+) -> Result<(Box<dyn Any>, Client), BenchError> {
+    let (socket, size) = (dir.join(format!("{name}-{}.sock", frontend.name())), device.size());
+    let front: Box<dyn Any> = match frontend {
+        Frontend::Nbd => Box::new(Export::start(&socket, name, device)?),
+        Frontend::VhostUser => Box::new(VhostExport::start(&socket, device)?),
+    };
+    let client = Client::connect(frontend, &socket, size).map_err(|e| BenchError::Client(name, e))?;
+    Ok((front, client))
+}
+
 /// A running qemu-nbd.
 pub(super) struct QemuNbd(Child);
 
@@ -57,14 +77,14 @@ impl QemuNbd {
         let socket = dir.join("qemu.sock");
         let cache = if direct { "--cache=none" } else { "--cache=writeback" };
         command.args(["--format=raw", cache, "--socket"]).arg(&socket);
-        command.arg(dir.join("qemu/disk.img")).stdin(Stdio::null()).stdout(Stdio::null());
+        command.arg(dir.join(super::QEMU_NBD).join(super::IMAGE)).stdin(Stdio::null()).stdout(Stdio::null());
         let mut server = match command.spawn() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             spawned => QemuNbd(spawned.map_err(BenchError::QemuNbd)?),
         };
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match Client::connect(&socket, size) {
+            match Client::connect(Frontend::Nbd, &socket, size) {
                 Ok(client) => return Ok(Some((server, client))),
                 Err(error) if Instant::now() > deadline => return Err(BenchError::Client("qemu-nbd", error)),
                 Err(_) => thread::sleep(Duration::from_millis(5)),
