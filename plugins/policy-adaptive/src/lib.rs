@@ -19,8 +19,8 @@
 //!
 //! The limit holds what an epoch may weigh. While the link is full, the time between two acknowledgements by the pages
 //! acknowledged in it is the link's *pace*, whatever the codec, the standby and the disks add to it. An epoch that ran for `r`
-//! and had `x` pages then may run for `r · longest / (x · pace)`: it takes `longest` to send. It is no more than [`GROWTH`] times `r`, so that
-//! a burst that begins in a quiet time meets a short epoch. Where the link is not ready when
+//! and had `x` pages then may run for `r · longest / (x · pace)`: it takes `longest` to send. It is no more than a few times `r`, so that a
+//! burst that begins in a quiet time meets a short epoch. Where the link is not ready when
 //! the limit is reached, the engine pauses the guest until it is.
 //!
 //! # Invariants
@@ -64,8 +64,8 @@ aventine_api::inventory::submit! {
 
 /// How many times as long as it was paused the guest runs, where the latency permits it: nine tenths of its time.
 const PAUSES: u32 = 9;
-/// How many times as long as the last one an epoch may run.
-const GROWTH: u32 = 2;
+/// How many times as long as the last one an epoch may run: while the link's pace is not known, and then.
+const GROWTH: [u32; 2] = [2, 4];
 /// Epochs under way that are remembered; no buffer holds more.
 const REMEMBERED: usize = 64;
 /// The least time after which the engine asks again.
@@ -179,7 +179,8 @@ impl Adaptive {
     /// How long the next epoch may run, after one that `ran` and had `pages`.
     fn limit(&self, ran: Duration, pages: u64) -> Duration {
         let Bounds { shortest, longest, .. } = self.bounds;
-        let most = ran.saturating_mul(GROWTH).clamp(shortest, longest);
+        let growth = GROWTH[usize::from(self.pace.is_some())];
+        let most = ran.saturating_mul(growth).clamp(shortest, longest);
         let Some(pace) = self.pace else { return most };
         let limit = ran.as_secs_f64() * longest.as_secs_f64() / (pages as f64 * pace);
         // Infinite where nothing was written.

@@ -190,9 +190,9 @@ fn a_burst_is_neither_lost_in_nor_remembered_for_long() {
         // A fifth of the guest's time at the full rate.
         let share = (1.0 / (times * (0.2 + 0.8 / 100.0))).min(1.0);
         assert!(progress >= 0.9 * share.min(0.95), "{times}: {progress} of {share}");
-        // A burst begins in an epoch that was planned without it.
-        let longest = bounds.longest.as_secs_f64();
+        // A burst begins in an epoch that was planned without it, and may be the whole of it: what it takes the link, twice.
+        let (longest, burst) = (bounds.longest.as_secs_f64(), 0.1 * times);
         let most = settled(&all, |was| was.waited).1;
-        assert!(most <= 4.0 * longest, "{times}: {most}");
+        assert!(most <= 3.0 * longest + 2.0 * burst, "{times}: {most}");
     }
 }
