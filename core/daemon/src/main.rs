@@ -44,6 +44,7 @@ use aventine_guest_qemu as _;
 use aventine_network_ifb as _;
 use aventine_network_plug as _;
 use aventine_network_userspace as _;
+use aventine_policy_adaptive as _;
 use aventine_policy_fixed as _;
 use aventine_transport_file as _;
 use aventine_transport_tcp as _;

@@ -137,15 +137,10 @@ fn as_text(status: &Status, dir: &Path) -> String {
     if status.committed > 0 || status.sealed > 0 {
         row("epochs", format!("{} committed, {} sealed", status.committed, status.sealed));
     }
-    for (name, value) in [
-        ("pause", &status.pause_us),
-        ("  finding pages", &status.scan_us),
-        ("  copying pages", &status.copy_us),
-        ("commit", &status.commit_us),
-    ] {
-        row(name, quantiles(value, millis));
+    let table = table(status);
+    if table.len() > 1 {
+        table.into_iter().for_each(|(name, value)| row(name, value));
     }
-    row("dirty pages", quantiles(&status.dirty_pages, |n| n.to_string()));
     if status.side == "primary" {
         row("sent", format!("{:.1} MiB", mib(status.bytes_sent)));
         row("frames held", format!("{} bytes", status.held_bytes));
@@ -182,12 +177,37 @@ fn audit(audit: &AuditStatus) -> [(&'static str, String); 5] {
     ]
 }
 
-/// Empty when there were no samples.
-fn quantiles(q: &Quantiles, show: impl Fn(u64) -> String) -> String {
-    if q.max == 0 {
-        return String::new();
+/// Where the epochs' time goes: its head, and a line for each part that was measured in the present role.
+fn table(status: &Status) -> Vec<(&'static str, String)> {
+    let line = |cells: [String; 3]| cells.map(|cell| format!("{cell:>10}")).concat();
+    let ms = |us: u64| format!("{:.2}", us as f64 / 1000.0);
+    let times: &[(&str, &Quantiles)] = match status.side.as_str() {
+        "standby" => &[
+            ("receiving", &status.receive_us),
+            ("disks' part", &status.disks_us),
+            ("applying", &status.apply_us),
+        ],
+        _ => &[
+            ("pause", &status.pause_us),
+            ("  finding pages", &status.scan_us),
+            ("  copying pages", &status.copy_us),
+            ("  device state", &status.device_us),
+            ("  link is full", &status.room_us),
+            ("before sending", &status.queue_us),
+            ("encoding", &status.encode_us),
+            ("sending", &status.send_us),
+            ("standby", &status.standby_us),
+            ("commit", &status.commit_us),
+        ],
+    };
+    let mut lines = vec![("time in ms", line(["median", "99 %", "longest"].map(String::from)))];
+    let measured = times.iter().filter(|(_, q)| q.max > 0);
+    lines.extend(measured.map(|(name, q)| (*name, line([q.p50, q.p99, q.max].map(ms)))));
+    let dirty = &status.dirty_pages;
+    if dirty.max > 0 {
+        lines.push(("dirty pages", line([dirty.p50, dirty.p99, dirty.max].map(|n| n.to_string()))));
     }
-    format!("median {}, 99 % {}, longest {}", show(q.p50), show(q.p99), show(q.max))
+    lines
 }
 
 #[cfg(test)]
@@ -205,6 +225,9 @@ mod tests {
             committed: 11,
             sealed: 12,
             pause_us,
+            dirty_pages: Quantiles { p50: 120, p99: 1300, max: 8192 },
+            // Of an earlier role.
+            receive_us: pause_us,
             audit: Some(AuditStatus {
                 every: 100,
                 pages: 5000,
@@ -223,7 +246,9 @@ mod tests {
             "web, primary: protected\n  \
                other side       b:7400\n  \
                epochs           11 committed, 12 sealed\n  \
-               pause            median 3.10 ms, 99 % 4.00 ms, longest 5.25 ms\n  \
+               time in ms           median      99 %   longest\n  \
+               pause                  3.10      4.00      5.25\n  \
+               dirty pages             120      1300      8192\n  \
                sent             0.0 MiB\n  \
                frames held      0 bytes\n  \
                frames lost      0\n  \

@@ -116,14 +116,33 @@ pub struct Status {
     pub copied_bytes: u64,
     /// Initial copy: bytes known so far.
     pub copy_total_bytes: u64,
-    /// How long the guest was paused for an epoch.
+    /// Primary: how long the guest was paused for an epoch.
     pub pause_us: Quantiles,
-    /// From seal to acknowledgement.
-    pub commit_us: Quantiles,
     /// The part of the pause spent finding dirty pages.
     pub scan_us: Quantiles,
     /// The part of the pause spent copying them.
     pub copy_us: Quantiles,
+    /// The part of the pause spent waiting until the link had taken enough of earlier epochs.
+    pub room_us: Quantiles,
+    /// The part of the pause spent on device state: having it saved begin, and waiting for it after the copy.
+    pub device_us: Quantiles,
+    /// Primary: from the end of the pause until the sender took the epoch up; earlier ones were being sent.
+    pub queue_us: Quantiles,
+    /// Primary: the codec's time, on the sender's thread.
+    pub encode_us: Quantiles,
+    /// Primary: hashing an epoch's frames and giving them to the transport, on the sender's thread. A slow link shows here.
+    pub send_us: Quantiles,
+    /// Primary: from the last page or device state given to the transport to the acknowledgement: what the transport still
+    /// held, the standby's checks and disks, and the way back.
+    pub standby_us: Quantiles,
+    /// Primary: from the start of the pause to the acknowledgement, which lets output go.
+    pub commit_us: Quantiles,
+    /// Standby: from the head of an epoch's first frame to the end of the checkpoint, received and checked.
+    pub receive_us: Quantiles,
+    /// Standby: from there to the commit: the disks' parts of the epoch, and earlier epochs that were being applied.
+    pub disks_us: Quantiles,
+    /// Standby: bringing an epoch into memory and the disks, after its acknowledgement.
+    pub apply_us: Quantiles,
     /// Dirty pages of an epoch (not microseconds).
     pub dirty_pages: Quantiles,
     /// Bytes sent to the other side, all channels.

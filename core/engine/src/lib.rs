@@ -11,6 +11,17 @@
 //! | control | reader, heartbeat | reader, heartbeat |
 //! | arbiter | claims | claims |
 //! | audit | hashes guest memory, if it is configured | (the loop compares) |
+//!
+//! The stages of successive epochs overlap; each row is a thread, and [`Status`] has the time of each stage:
+//! ```text
+//!  primary  loop      capture 1 ─┐  capture 2 ─┐          capture 3 ─┐   release 1
+//!           sender               └ encode, send 1 ═══╗ └ encode, send 2 ═══╗ └ encode, send 3 ═══╗
+//!  standby  receiver                 receive, check 1 ╝    receive, check 2 ╝    receive, check 3 ╝
+//!           loop                                      commit, ack, apply 1  commit, ack, apply 2
+//! ```
+//! A stage hands over and goes on; it waits only where the next one has all it may hold: the loop's capture for staging memory,
+//! an epoch's end for the sender (`primary.rs` tells of this back-pressure), the receiver for checkpoints to be applied. Disks
+//! and networks send on channels and threads of their own while the epoch is open.
 
 mod arbiter;
 mod audit;

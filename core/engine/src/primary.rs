@@ -10,7 +10,16 @@
 //! One thread runs this loop, the guest plugin and all epoch verbs. Beside it: the sender ([`crate::sender`]), the
 //! control channel's reader, the heartbeat, the arbiter's thread, and what plugins own. [`aventine_protocol::Primary`]
 //! decides; this file carries out.
+//!
+//! Back-pressure, where the guest writes more than the link carries:
+//! - At most one epoch waits while another is being sent: the link never idles, and no output waits for more than these two
+//!   and its own.
+//! - An epoch that is due before that runs on: what the guest writes twice in it is sent once. Where the policy says that it
+//!   must end, and where an epoch is larger than staging, the guest is paused instead until the link has caught up.
+//! - A loop that waits with the guest paused still takes acknowledgements and lets output go, and gives up the wait when the
+//!   link is lost.
 
+mod checkpoint;
 mod operate;
 mod rejoin;
 mod start;
@@ -25,6 +34,7 @@ use crate::link::{Connected, Dialer, PrimaryLink};
 use crate::memory::GuestMemory;
 use crate::parts::{During, Maker, Parts, PluginFailure, Report};
 use crate::roles::Kept;
+use crate::sender::{Back, Sent};
 use crate::silence::Silence;
 use crate::staging::{CopyStep, SenderGone, Staging};
 use crate::stall::Stall;
@@ -37,7 +47,6 @@ use aventine_api::{
 use aventine_config::Config;
 use aventine_protocol::{Base, Message, Primary, PrimaryEvent, PrimaryState};
 use std::collections::VecDeque;
-use std::sync::PoisonError;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,6 +54,8 @@ use tracing::info;
 
 /// The loop never sleeps longer than this: the guest's own events are polled.
 const TICK: Duration = Duration::from_millis(20);
+/// How often is looked for what nothing tells: a disk that asked for time, room on the link.
+const LOOK: Duration = Duration::from_millis(1);
 /// A policy that wants to look at the open epoch all the time looks this often.
 const SHORTEST_LOOK: Duration = Duration::from_micros(100);
 /// How often the initial copy goes over memory before it leaves the rest to the first checkpoint.
@@ -92,6 +103,9 @@ fn replicate(parts: &mut Parts, link: &mut Connected) -> Result<(), PluginFailur
 struct Pipe {
     staging: Staging,
     states: Receiver<Vec<u8>>,
+    sent: Receiver<Sent>,
+    /// The last epoch that the transport has taken.
+    taken: Epoch,
     /// Dirty pages that no sealed epoch holds yet; clear except after a failure and for the first epoch.
     dirty: PageBitmap,
     pending: VecDeque<Pending>,
@@ -111,12 +125,16 @@ impl Pipe {
         let (jobs_tx, jobs) = channel();
         let (staging, back) = Staging::new(config.staging, jobs_tx, |bytes| tx.memory(bytes));
         let (states_tx, states) = channel();
+        let (sent_tx, sent) = channel();
+        let ways = Back { states: states_tx, sent: sent_tx };
         let to_loop = to_loop.clone();
         let lost = move |e| drop(to_loop.send(Event::PagesLost(number, e)));
-        thread::spawn(move || sender::run(&jobs, tx, codec, &back, &states_tx, lost));
+        thread::spawn(move || sender::run(&jobs, tx, codec, &back, &ways, lost));
         Pipe {
             staging,
             states,
+            sent,
+            taken: Epoch::COPY,
             dirty: PageBitmap::new(copy.todo.pages()),
             pending: VecDeque::new(),
             spare: Vec::new(),
@@ -130,6 +148,8 @@ impl Pipe {
         Pipe {
             staging,
             states: channel().1,
+            sent: channel().1,
+            taken: Epoch::COPY,
             dirty: PageBitmap::new(pages),
             pending: VecDeque::new(),
             spare: Vec::new(),
@@ -170,6 +190,9 @@ impl Copy {
 struct Pending {
     epoch: Epoch,
     sealed_at: Instant,
+    resumed_at: Instant,
+    /// When all but its end was with the transport.
+    sent_at: Option<Instant>,
     dirty: PageBitmap,
 }
 
@@ -200,6 +223,8 @@ struct Loop<'a> {
     next_epoch: Instant,
     paused_at: Instant,
     early: bool,
+    /// The policy wants the open epoch to end even if the guest must be paused for it until the link has room.
+    must_end: bool,
     /// When the policy wants to be asked again within the open epoch.
     ask_again: Option<Instant>,
     last: EpochStats,
@@ -267,7 +292,7 @@ impl Loop<'_> {
     /// One turn of the loop.
     fn turn(&mut self) -> Result<(), EngineError> {
         let busy = self.pipe.copy.is_some() || self.unreleased.is_some();
-        let wait = if busy { Duration::from_millis(1) } else { self.until_epoch() };
+        let wait = if busy { LOOK } else { self.until_epoch() };
         let mut event = self.events.recv_timeout(wait.min(TICK)).ok();
         while let Some(e) = event {
             self.take(e)?;
@@ -279,16 +304,32 @@ impl Loop<'_> {
             self.copy()?;
         }
         self.ask_policy_again();
-        let may_seal = self.machine.may_seal() && self.unreleased.is_none();
-        if may_seal && (self.early || Instant::now() >= self.next_epoch) {
+        if self.is_due() {
             self.epoch()?;
         }
         Ok(())
     }
 
+    /// Whether the open epoch ends now.
+    fn is_due(&mut self) -> bool {
+        if self.unreleased.is_some() {
+            return false;
+        }
+        let must_end = self.must_end && *self.machine.state() == PrimaryState::Protected;
+        let may_seal = self.machine.may_seal();
+        must_end || may_seal && (self.early || Instant::now() >= self.next_epoch && self.link_has_room())
+    }
+
+    /// Whether no more than one epoch is still to be sent: one more keeps the link busy, and does not wait for long.
+    fn link_has_room(&mut self) -> bool {
+        self.learn_sent();
+        self.machine.sealed().0.saturating_sub(self.pipe.taken.0) <= 1
+    }
+
     /// Lets the policy end the open epoch before its time, where it wants to look at it.
     fn ask_policy_again(&mut self) {
-        if self.ask_again.is_none_or(|at| Instant::now() < at) || !self.machine.may_seal() {
+        let open = *self.machine.state() == PrimaryState::Protected;
+        if self.ask_again.is_none_or(|at| Instant::now() < at) || !open {
             return;
         }
         let held = self.parts.networks.iter().map(|(_, n)| n.stats());
@@ -298,93 +339,20 @@ impl Loop<'_> {
             open.held_bytes += stats.held_bytes;
         }
         let answer = self.policy.again(&open);
-        self.early |= answer == Some(Duration::ZERO);
+        self.must_end |= answer == Some(Duration::ZERO);
         self.ask_again = answer.map(|wait| Instant::now() + wait.clamp(SHORTEST_LOOK, LONGEST_EPOCH));
     }
 
     /// How long until the next epoch may begin, or the policy be asked about it.
-    fn until_epoch(&self) -> Duration {
-        if !self.machine.may_seal() {
-            return TICK;
-        }
-        let next = self.ask_again.map_or(self.next_epoch, |at| at.min(self.next_epoch));
-        next.saturating_duration_since(Instant::now())
-    }
-
-    /// The epoch loop's heart: one checkpoint, from pause to hand-over.
-    fn epoch(&mut self) -> Result<(), EngineError> {
-        self.parts.disks.iter().for_each(|(_, d)| d.pausing());
-        self.parts.networks.iter_mut().for_each(|(_, n)| n.pausing());
-        self.paused_at = Instant::now();
-        let captured = self.checkpoint();
-        // After the final epoch of a handover nothing may happen here any more.
-        let resumed = match captured.is_ok() && self.machine.is_final() {
-            true => Ok(()),
-            false => self.parts.guest.resume().during("guest", "resuming"),
+    fn until_epoch(&mut self) -> Duration {
+        let now = Instant::now();
+        let next = match (self.machine.may_seal(), self.link_has_room()) {
+            (false, _) => now + TICK,
+            (true, true) => self.next_epoch,
+            (true, false) => self.next_epoch.max(now + LOOK),
         };
-        let pause = self.paused_at.elapsed();
-        match captured.and_then(|c| resumed.map(|()| c).map_err(Failure::Plugin)) {
-            Ok(captured) => self.give_to_sender(captured, pause),
-            Err(Failure::Plugin(failure)) => self.local_error(&failure),
-            Err(Failure::Link) => self.step(PrimaryEvent::LinkLost),
-        }
-    }
-
-    /// The pause, without the resume: seals every buffer and captures memory and device state.
-    fn checkpoint(&mut self) -> Result<Captured, Failure> {
-        self.parts.guest.pause().during("guest", "pausing")?;
-        let (epoch, armed) = self.machine.seal().map_err(|_| Failure::Link)?;
-        for (id, network) in &mut self.parts.networks {
-            network.seal(epoch).during(id, "sealing")?;
-        }
-        for (id, disk) in &mut self.parts.disks {
-            disk.seal(epoch).during(id, "sealing")?;
-        }
-        self.parts.guest.start_state().during("guest", "saving its device state")?;
-        let scan = Instant::now();
-        let found = self.parts.dirty(&mut self.pipe.dirty);
-        let scan_time = scan.elapsed();
-        let copy = Instant::now();
-        let pages = match found {
-            Ok(()) => {
-                let audited = self.audit.as_mut().and_then(|a| a.seal(epoch));
-                audited.into_iter().for_each(|sealed| self.pipe.staging.audit(sealed));
-                self.pipe.staging.capture(epoch, &self.pipe.dirty, &self.memory)?
-            }
-            Err(failure) => return Err(failure.into()),
-        };
-        let copy_time = copy.elapsed();
-        let mut state = self.pipe.states.try_recv().unwrap_or_default();
-        self.parts.guest.finish_state(&mut state).during("guest", "saving its device state")?;
-        Ok(Captured { epoch, armed, pages, state, scan_time, copy_time })
-    }
-
-    /// The guest runs again: gives the checkpoint to the sender and plans the next.
-    fn give_to_sender(&mut self, captured: Captured, pause: Duration) -> Result<(), EngineError> {
-        let Captured { epoch, armed, pages, state, scan_time, copy_time } = captured;
-        let clean = self.pipe.spare.pop().unwrap_or_else(|| PageBitmap::new(self.memory.pages()));
-        let dirty = std::mem::replace(&mut self.pipe.dirty, clean);
-        self.pipe.pending.push_back(Pending { epoch, sealed_at: self.paused_at, dirty });
-        if self.pipe.staging.finish(epoch, armed, state).is_err() {
-            return self.step(PrimaryEvent::LinkLost);
-        }
-        self.audit.iter_mut().for_each(|a| a.begin(epoch));
-        self.floor.iter_mut().for_each(|f| f.due = true);
-        self.last =
-            EpochStats { pause, dirty_pages: pages, in_flight: self.machine.in_flight(), ..self.last };
-        let interval = self.policy.interval(&self.last).min(LONGEST_EPOCH);
-        // A pause that began a little late does not shift the ones after it.
-        let late = self.paused_at.saturating_duration_since(self.next_epoch);
-        let planned = if self.early || late > interval { self.paused_at } else { self.next_epoch };
-        self.early = false;
-        self.next_epoch = planned + interval;
-        self.ask_again = Some(Instant::now());
-        let mut measured = self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        measured.pause.push_time(pause);
-        measured.scan.push_time(scan_time);
-        measured.copy.push_time(copy_time);
-        measured.dirty.push(pages);
-        Ok(())
+        let asked = self.ask_again.filter(|_| *self.machine.state() == PrimaryState::Protected);
+        asked.map_or(next, |at| at.min(next)).saturating_duration_since(now)
     }
 
     /// A part of the initial copy: as much as staging takes at once, so that the loop stays awake.
@@ -417,33 +385,5 @@ impl Loop<'_> {
             return self.step(PrimaryEvent::Copied);
         }
         Ok(())
-    }
-}
-
-/// A checkpoint as it comes out of the pause.
-struct Captured {
-    epoch: Epoch,
-    armed: bool,
-    pages: u64,
-    state: Vec<u8>,
-    scan_time: Duration,
-    copy_time: Duration,
-}
-
-/// Why a pause yielded no checkpoint.
-enum Failure {
-    Plugin(PluginFailure),
-    Link,
-}
-
-impl From<PluginFailure> for Failure {
-    fn from(failure: PluginFailure) -> Failure {
-        Failure::Plugin(failure)
-    }
-}
-
-impl From<SenderGone> for Failure {
-    fn from(SenderGone: SenderGone) -> Failure {
-        Failure::Link
     }
 }

@@ -13,6 +13,7 @@ use crate::wire::{FrameRx, WireError};
 use aventine_api::{Codec, Epoch, ErrorCode, PAGE_SIZE, PluginError};
 use aventine_protocol::{AuditRecord, CheckpointEnd, FrameHeader, FrameKind, MessageError, PayloadHash};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What a checkpoint takes in staging memory beside its pages and its device state.
 const CHECKPOINT_COST: u64 = 256;
@@ -29,6 +30,10 @@ pub(crate) struct Checkpoint {
     /// Payloads of [`AuditRecord`]s, checked.
     pub(crate) audit: Vec<Vec<u8>>,
     pub(crate) state: Vec<u8>,
+    /// From the head of its first frame to its end.
+    pub(crate) receiving: Duration,
+    /// When it was complete.
+    pub(crate) staged_at: Instant,
     /// Bytes of staging memory that it takes.
     held: u64,
 }
@@ -179,6 +184,8 @@ struct Stage {
     frames: u32,
     hashes: Vec<u8>,
     state: Option<Vec<u8>>,
+    /// When its first frame began.
+    begun: Option<Instant>,
     held: u64,
 }
 
@@ -193,14 +200,16 @@ impl Stage {
             frames: 0,
             hashes: Vec::new(),
             state: None,
+            begun: None,
             held: CHECKPOINT_COST,
         }
     }
 
-    fn add(&mut self, header: &FrameHeader) -> Result<(), ReceiveError> {
+    fn add(&mut self, header: &FrameHeader, begun: Instant) -> Result<(), ReceiveError> {
         if header.epoch != self.epoch {
             return Err(ReceiveError::Epoch { got: header.epoch, expected: self.epoch });
         }
+        self.begun.get_or_insert(begun);
         self.frames += 1;
         self.hashes.extend(header.payload_hash.to_le_bytes());
         Ok(())
@@ -239,8 +248,10 @@ impl Stage {
         if arrived != *end {
             return Err(ReceiveError::Incomplete(self.epoch));
         }
-        let Stage { epoch, pages, audit, held, .. } = self;
-        Ok(Checkpoint { epoch, armed: end.armed, pages, audit, state, held })
+        let Stage { epoch, pages, audit, held, begun, .. } = self;
+        let staged_at = Instant::now();
+        let receiving = begun.map_or(Duration::ZERO, |begun| staged_at - begun);
+        Ok(Checkpoint { epoch, armed: end.armed, pages, audit, state, receiving, staged_at, held })
     }
 }
 
@@ -271,7 +282,7 @@ pub(crate) fn run(
                     continue;
                 }
                 drop(image);
-                stage.add(&header)?;
+                stage.add(&header, rx.begun())?;
                 buffers.staged(u64::from(header.length));
                 stage.add_pages(payload, pages, guest_pages)?;
             }
@@ -282,13 +293,13 @@ pub(crate) fn run(
                     let (epoch, pages) = (header.epoch, stage.audited_pages);
                     return Err(ReceiveError::Audit { epoch, pages, limit: audit_limit });
                 }
-                stage.add(&header)?;
+                stage.add(&header, rx.begun())?;
                 buffers.staged(u64::from(header.length));
                 stage.held += u64::from(header.length);
                 stage.audit.push(payload.into_vec());
             }
             FrameKind::State => {
-                stage.add(&header)?;
+                stage.add(&header, rx.begun())?;
                 buffers.staged(u64::from(header.length));
                 stage.add_state(payload.into_vec())?;
             }

@@ -1,4 +1,7 @@
 //! The sender: encodes captured pages and sends them while the guest runs.
+//!
+//! Invariant: what it tells of a checkpoint is told before the checkpoint's last frame goes, so it is there before the
+//! acknowledgement can be.
 
 use crate::audit::Sealed;
 use crate::staging::{Batch, Job, recycle};
@@ -6,6 +9,28 @@ use crate::wire::FrameTx;
 use aventine_api::{Codec, Epoch, PluginError};
 use aventine_protocol::{CheckpointEnd, FrameHeader, FrameKind, PayloadHash};
 use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+/// Where a checkpoint's time went here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    pub(crate) epoch: Epoch,
+    /// When its first part was taken up: until then it waited behind an earlier one.
+    pub(crate) begun: Instant,
+    /// In the codec.
+    pub(crate) encode: Duration,
+    /// Hashing, and waiting until the transport had taken everything.
+    pub(crate) send: Duration,
+    /// When nothing was left but the frame that ends it.
+    pub(crate) done: Instant,
+}
+
+/// The sender's two ways back to the loop, besides the batches'.
+pub(crate) struct Back {
+    /// Device states, to be used again.
+    pub(crate) states: Sender<Vec<u8>>,
+    pub(crate) sent: Sender<Sent>,
+}
 
 /// What the checkpoint on the wire holds so far.
 #[derive(Default)]
@@ -14,6 +39,9 @@ struct Tally {
     pages: u64,
     hashes: Vec<u8>,
     audit: Option<Sealed>,
+    begun: Option<Instant>,
+    encode: Duration,
+    send: Duration,
 }
 
 impl Tally {
@@ -30,11 +58,12 @@ pub(crate) fn run(
     mut tx: FrameTx,
     mut codec: Box<dyn Codec>,
     back: &Sender<Batch>,
-    states: &Sender<Vec<u8>>,
+    to_loop: &Back,
     lost: impl FnOnce(PluginError),
 ) {
     let mut tally = Tally::default();
     for job in jobs {
+        tally.begun.get_or_insert_with(Instant::now);
         let sent = match job {
             Job::Audit(sealed) => {
                 tally.audit = Some(sealed);
@@ -42,8 +71,8 @@ pub(crate) fn run(
             }
             Job::Pages(epoch, batch) => send_pages(&mut tx, codec.as_mut(), epoch, batch, &mut tally, back),
             Job::End { epoch, armed, state } => {
-                let sent = send_end(&mut tx, epoch, armed, &state, std::mem::take(&mut tally));
-                let _ = states.send(state); // back for the next capture, if the loop still runs
+                let sent = send_end(&mut tx, epoch, armed, &state, std::mem::take(&mut tally), to_loop);
+                let _ = to_loop.states.send(state); // back for the next capture, if the loop still runs
                 sent
             }
         };
@@ -65,9 +94,15 @@ fn send_pages(
         let runs = batch.runs();
         tally.audit.iter().for_each(|audit| audit.captured(&runs));
         let mut payload = Vec::with_capacity(runs.len() + 1);
+        let begun = Instant::now();
         codec.encode(epoch, &runs, &mut payload)?;
+        let encoded = Instant::now();
         let header = tx.send(FrameKind::Pages, 0, epoch, &payload)?;
-        if epoch != Epoch::COPY {
+        if epoch == Epoch::COPY {
+            tally.begun = None;
+        } else {
+            tally.encode += encoded - begun;
+            tally.send += encoded.elapsed();
             tally.pages += batch.pages();
             tally.add(header);
         }
@@ -82,7 +117,9 @@ fn send_end(
     armed: bool,
     state: &[u8],
     mut tally: Tally,
+    to_loop: &Back,
 ) -> Result<(), PluginError> {
+    let begun = Instant::now();
     if let Some(audit) = tally.audit.take() {
         audit.frames(|payload| {
             tally.add(tx.send(FrameKind::Audit, 0, epoch, &[payload])?);
@@ -98,5 +135,13 @@ fn send_end(
         state_len: header.length,
         digest: PayloadHash::of(&[&tally.hashes]),
     };
+    let done = Instant::now();
+    let _ = to_loop.sent.send(Sent {
+        epoch,
+        begun: tally.begun.unwrap_or(begun),
+        encode: tally.encode,
+        send: tally.send + (done - begun),
+        done,
+    });
     tx.send(FrameKind::CheckpointEnd, 0, epoch, &[&end.encode()]).map(drop)
 }

@@ -3,15 +3,17 @@
 //! ```text
 //!  free ──take──► filling ──full──► filled ──hand over──► sender ──sent──► free
 //! ```
-//! Allocated once, touched once, never grown; the transport's memory, where it lends any to send from. A capture that needs more than is free hands over what it has and waits
-//! for the sender: the pause becomes longer, nothing else does. Which pages are in flight is in their epoch's bitmap,
+//! Allocated once, touched once, never grown; the transport's memory, where it lends any to send from. A capture that needs more
+//! than is free hands over what it has and goes on when the sender has made some free: the pause becomes longer, nothing else
+//! does. Which pages are in flight is in their epoch's bitmap,
 //! so a batch is free as soon as it is sent.
 
 use crate::audit::Sealed;
 use crate::bytes::Bytes;
 use crate::memory::GuestMemory;
 use aventine_api::{Epoch, LentMemory, PAGE_SIZE, PageBitmap, PageRun};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::time::Duration;
 
 /// Pages in one batch.
 pub(crate) const BATCH_PAGES: usize = 256;
@@ -102,6 +104,14 @@ pub(crate) enum CopyStep {
     Done,
 }
 
+/// How far a capture has come.
+pub(crate) struct Taken {
+    /// Pages captured by this call.
+    pub(crate) pages: u64,
+    /// The page to go on from once staging has room; `None`: all are captured.
+    pub(crate) rest: Option<u64>,
+}
+
 /// The staging memory.
 pub(crate) struct Staging {
     free: Receiver<Batch>,
@@ -129,26 +139,40 @@ impl Staging {
         self.audit = Some(sealed);
     }
 
-    /// Captures every page of `dirty`; answers how many there were. Waits for the sender only when staging is full.
+    /// Captures the pages of `dirty` from `from` on, without waiting. Where staging is full, the sender gets what there is.
     pub(crate) fn capture(
         &mut self,
         epoch: Epoch,
         dirty: &PageBitmap,
+        from: u64,
         memory: &GuestMemory,
-    ) -> Result<u64, SenderGone> {
+    ) -> Result<Taken, SenderGone> {
         let mut pages = 0;
-        for (mut first, mut count) in dirty.runs() {
-            pages += count;
+        for (mut first, mut count) in dirty.runs_from(from) {
             while count > 0 {
-                if self.filling.is_none() {
-                    self.filling = Some(self.take(epoch)?);
+                if self.filling.is_none() && !self.take()? {
+                    self.hand_over_filled(epoch)?;
+                    return Ok(Taken { pages, rest: Some(first) });
                 }
                 let done = self.fill(memory, first, count);
                 first += done;
                 count -= done;
+                pages += done;
             }
         }
-        Ok(pages)
+        Ok(Taken { pages, rest: None })
+    }
+
+    /// Waits for room; `false`: for so long there was none.
+    pub(crate) fn await_room(&mut self, limit: Duration) -> Result<bool, SenderGone> {
+        if self.filling.is_none() {
+            match self.free.recv_timeout(limit) {
+                Ok(batch) => self.filling = Some(batch),
+                Err(RecvTimeoutError::Timeout) => return Ok(false),
+                Err(RecvTimeoutError::Disconnected) => return Err(SenderGone),
+            }
+        }
+        Ok(true)
     }
 
     /// Captures pages of `dirty` from `at` on while a batch is free, without waiting. For the initial copy.
@@ -162,12 +186,8 @@ impl Staging {
             self.hand_over(Epoch::COPY)?;
             return Ok(CopyStep::Done);
         };
-        if self.filling.is_none() {
-            match self.free.try_recv() {
-                Ok(batch) => self.filling = Some(batch),
-                Err(TryRecvError::Empty) => return Ok(CopyStep::Full),
-                Err(TryRecvError::Disconnected) => return Err(SenderGone),
-            }
+        if self.filling.is_none() && !self.take()? {
+            return Ok(CopyStep::Full);
         }
         let pages = self.fill(memory, first, count);
         self.hand_over_filled(Epoch::COPY)?;
@@ -203,12 +223,14 @@ impl Staging {
         self.filled.drain(..).try_for_each(|b| self.jobs.send(Job::Pages(epoch, b)).map_err(|_| SenderGone))
     }
 
-    fn take(&mut self, epoch: Epoch) -> Result<Batch, SenderGone> {
-        if let Ok(batch) = self.free.try_recv() {
-            return Ok(batch);
+    /// Opens a batch, if one is free.
+    fn take(&mut self) -> Result<bool, SenderGone> {
+        match self.free.try_recv() {
+            Ok(batch) => self.filling = Some(batch),
+            Err(TryRecvError::Empty) => return Ok(false),
+            Err(TryRecvError::Disconnected) => return Err(SenderGone),
         }
-        self.hand_over_filled(epoch)?;
-        self.free.recv().map_err(|_| SenderGone)
+        Ok(true)
     }
 }
 

@@ -170,7 +170,16 @@ struct Session {
     suspected: bool,
     failure: Option<String>,
     activation: Option<Duration>,
+    times: Times,
     events: Receiver<Event>,
+}
+
+/// Where the time of epochs went, since it was last reported.
+#[derive(Default)]
+struct Times {
+    receive: Vec<Duration>,
+    disks: Vec<Duration>,
+    apply: Vec<Duration>,
 }
 
 impl Session {
@@ -257,6 +266,7 @@ impl Session {
             suspected: false,
             failure: None,
             activation: None,
+            times: Times::default(),
             events,
         };
         match session.control.send(Epoch::COPY, &Message::Ready) {
@@ -318,6 +328,7 @@ impl Session {
             Event::Message(other) => Some(StandbyEvent::Failed(format!("the primary sent {other:?}"))),
             Event::Checkpoint(checkpoint) => {
                 let (epoch, armed) = (checkpoint.epoch, checkpoint.armed);
+                self.times.receive.push(checkpoint.receiving);
                 self.checkpoints.push_back(checkpoint);
                 Some(StandbyEvent::PagesStaged { epoch, armed })
             }
@@ -402,6 +413,8 @@ impl Session {
     fn carry_out(&mut self, action: StandbyAction, parts: &mut Parts) -> Result<(), EngineError> {
         match action {
             StandbyAction::Commit(epoch) => {
+                let staged = self.checkpoints.iter().find(|c| c.epoch == epoch);
+                self.times.disks.extend(staged.map(|c| c.staged_at.elapsed()));
                 for (id, disk) in &mut parts.disks {
                     if let Err(failure) = disk.commit(epoch).during(id, "committing") {
                         return self.fail(&failure, parts);
@@ -415,7 +428,7 @@ impl Session {
                 }
             }
             StandbyAction::Apply(epoch) => match self.apply(epoch, parts) {
-                Ok(()) => {}
+                Ok(took) => self.times.apply.extend(took),
                 Err(ApplyError::Plugin(failure)) => return self.fail(&failure, parts),
                 Err(ApplyError::Diverged(found)) => {
                     self.send(found.epoch, &Message::Diverged { total: found.total, pages: found.pages() });
@@ -443,11 +456,12 @@ impl Session {
     }
 
     /// Brings a committed epoch into memory and the disks, and compares what the audit has of it. A failure leaves a half
-    /// applied image, and the machine then never promotes it.
-    fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<(), ApplyError> {
+    /// applied image, and the machine then never promotes it. Answers how long it took, if anything was done.
+    fn apply(&mut self, epoch: Epoch, parts: &mut Parts) -> Result<Option<Duration>, ApplyError> {
         if self.failure.is_some() {
-            return Ok(());
+            return Ok(None);
         }
+        let begun = Instant::now();
         while self.checkpoints.front().is_some_and(|c| c.epoch <= epoch) {
             let Some(mut checkpoint) = self.checkpoints.pop_front() else { break };
             {
@@ -469,7 +483,7 @@ impl Session {
         for (id, disk) in &mut parts.disks {
             disk.apply(epoch).during(id, "applying an epoch")?;
         }
-        Ok(())
+        Ok(Some(begun.elapsed()))
     }
 
     /// The guest runs here from `epoch` on: disks and networks first, so that it finds them ready.
@@ -501,8 +515,11 @@ impl Session {
         }
     }
 
-    fn report(&self, inbox: &Inbox, parts: &Parts) {
+    fn report(&mut self, inbox: &Inbox, parts: &Parts) {
         let mut measured = inbox.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        self.times.receive.drain(..).for_each(|t| measured.receive.push_time(t));
+        self.times.disks.drain(..).for_each(|t| measured.disks.push_time(t));
+        self.times.apply.drain(..).for_each(|t| measured.apply.push_time(t));
         let status = &mut measured.status;
         status.state = match self.machine.state() {
             StandbyState::Following if self.machine.is_armed() => "armed",

@@ -49,6 +49,15 @@ pub(crate) struct Measured {
     pub(crate) commit: Samples,
     pub(crate) scan: Samples,
     pub(crate) copy: Samples,
+    pub(crate) room: Samples,
+    pub(crate) device: Samples,
+    pub(crate) queue: Samples,
+    pub(crate) encode: Samples,
+    pub(crate) send: Samples,
+    pub(crate) standby: Samples,
+    pub(crate) receive: Samples,
+    pub(crate) disks: Samples,
+    pub(crate) apply: Samples,
     pub(crate) dirty: Samples,
 }
 
@@ -59,6 +68,15 @@ impl Measured {
             commit_us: self.commit.quantiles(),
             scan_us: self.scan.quantiles(),
             copy_us: self.copy.quantiles(),
+            room_us: self.room.quantiles(),
+            device_us: self.device.quantiles(),
+            queue_us: self.queue.quantiles(),
+            encode_us: self.encode.quantiles(),
+            send_us: self.send.quantiles(),
+            standby_us: self.standby.quantiles(),
+            receive_us: self.receive.quantiles(),
+            disks_us: self.disks.quantiles(),
+            apply_us: self.apply.quantiles(),
             dirty_pages: self.dirty.quantiles(),
             ..self.status
         }

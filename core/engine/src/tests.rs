@@ -4,7 +4,7 @@
 use crate::bytes::Bytes;
 use crate::memory::GuestMemory;
 use crate::receiver::{self, Buffers, Checkpoint, Image, ReceiveError};
-use crate::sender;
+use crate::sender::{self, Back};
 use crate::staging::Staging;
 use crate::wire::{FrameRx, FrameTx};
 use aventine_api::*;
@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// A channel whose two ends are in this process. It lends memory for what is long.
 struct PipeTx(Sender<Vec<u8>>);
@@ -156,6 +157,22 @@ pub(crate) fn frame_tx(tx: Sender<Vec<u8>>) -> FrameTx {
     FrameTx::new(Box::new(PipeTx(tx)), Arc::new(AtomicU64::new(0)))
 }
 
+/// A sender whose loop listens no more.
+pub(crate) fn nowhere() -> Back {
+    Back { states: channel().0, sent: channel().0 }
+}
+
+/// Captures all of `dirty`, waiting for the sender where staging is full; answers how many pages there were.
+pub(crate) fn capture(staging: &mut Staging, epoch: Epoch, dirty: &PageBitmap, memory: &GuestMemory) -> u64 {
+    let (mut pages, mut from) = (0, Some(0));
+    while let Some(at) = from {
+        let taken = staging.capture(epoch, dirty, at, memory).unwrap();
+        (pages, from) = (pages + taken.pages, taken.rest);
+        while from.is_some() && !staging.await_room(Duration::from_secs(1)).unwrap() {}
+    }
+    pages
+}
+
 /// Receives everything there is; answers the checkpoints, applied to a fresh image, and how it ended.
 fn receive(rx: Receiver<Vec<u8>>, pages: &[usize]) -> (Vec<Checkpoint>, Memory, ReceiveError) {
     let (whole, mut memory, end) = receive_only(rx, pages, 0);
@@ -194,9 +211,10 @@ fn a_checkpoint_arrives_whole_through_staging_that_is_much_smaller() {
     });
     let (wire, arrived) = channel();
     let (states_tx, states) = channel();
+    let ways = Back { states: states_tx, sent: channel().0 };
     let (lost, losses) = channel();
     let sending = thread::spawn(move || {
-        sender::run(&jobs, frame_tx(wire), plain(), &back, &states_tx, |e| lost.send(e).unwrap());
+        sender::run(&jobs, frame_tx(wire), plain(), &back, &ways, |e| lost.send(e).unwrap());
     });
 
     let mut dirty = PageBitmap::new(2000);
@@ -206,7 +224,7 @@ fn a_checkpoint_arrives_whole_through_staging_that_is_much_smaller() {
             guest.fill(page, epoch * 50 + (page % 50) as u8);
             dirty.set_range(page as u64, 1);
         }
-        let captured = staging.capture(Epoch(epoch.into()), &dirty, &view).unwrap();
+        let captured = capture(&mut staging, Epoch(epoch.into()), &dirty, &view);
         assert_eq!(captured, dirty.count());
         staging.finish(Epoch(epoch.into()), epoch > 1, vec![epoch; 1000]).unwrap();
     }
@@ -225,6 +243,60 @@ fn a_checkpoint_arrives_whole_through_staging_that_is_much_smaller() {
     assert!(batches().any(|b| matches!(b, Bytes::Lent(_))));
 }
 
+/// A channel that takes a frame only when it may, and tells that it was given one.
+struct Gated(PipeTx, Sender<()>, Receiver<()>);
+
+impl ChannelTx for Gated {
+    fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError> {
+        self.1.send(()).unwrap();
+        self.2.recv().unwrap();
+        self.0.send(parts)
+    }
+}
+
+/// Capture, encode and send, stage: while one epoch is on the wire the next is captured, and the standby stages the one
+/// while it has not applied the one before.
+#[test]
+fn the_stages_of_epochs_overlap() {
+    const FRAMES: usize = 3; // pages, device state, end
+    let mut guest = Memory::new(&[8, 8]);
+    let view = guest.view();
+    let (jobs_tx, jobs) = channel();
+    let (mut staging, back) = Staging::new(4 << 20, jobs_tx);
+    let ((wire, arrived), (given, at_wire), (permit, permits)) = (channel(), channel(), channel());
+    let (sent_tx, sent) = channel();
+    let sending = thread::spawn(move || {
+        let tx = FrameTx::new(Box::new(Gated(PipeTx(wire), given, permits)), Arc::default());
+        let ways = Back { states: channel().0, sent: sent_tx };
+        sender::run(&jobs, tx, plain(), &back, &ways, |e| panic!("{e}"));
+    });
+    let mut dirty = PageBitmap::new(16);
+    dirty.set_range(3, 9);
+    let mut captured = Vec::new();
+    for epoch in 1..=3 {
+        capture(&mut staging, Epoch(epoch), &dirty, &view);
+        captured.push(Instant::now());
+        staging.finish(Epoch(epoch), true, vec![7; 10]).unwrap();
+        // The first frame of the first epoch is under way; the others wait behind it.
+        if epoch == 1 {
+            at_wire.recv().unwrap();
+            assert!(sent.try_recv().is_err(), "nothing is sent yet");
+        }
+    }
+    (0..3 * FRAMES).for_each(|_| permit.send(()).unwrap());
+    drop(staging);
+    sending.join().unwrap();
+    let sent = sent.iter().collect::<Vec<_>>();
+    assert_eq!(sent.iter().map(|s| s.epoch.0).collect::<Vec<_>>(), [1, 2, 3]);
+    for (earlier, (later, captured)) in sent.iter().zip(sent[1..].iter().zip(&captured[1..])) {
+        assert!(*captured < earlier.done && earlier.done <= later.begun, "{earlier:?} {later:?}");
+        assert!(later.encode + later.send <= later.done - later.begun);
+    }
+    let (whole, memory, _) = receive_only(arrived, &[8, 8], 0);
+    assert!(memory.0.iter().all(|region| region.iter().all(|b| *b == 0)), "nothing is applied");
+    assert_eq!(whole.iter().map(|c| c.epoch.0).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
 /// The frames of two small checkpoints, as they go over the wire.
 fn frames_of_two_checkpoints() -> Vec<Vec<u8>> {
     let mut guest = Memory::new(&[8, 8]);
@@ -233,12 +305,12 @@ fn frames_of_two_checkpoints() -> Vec<Vec<u8>> {
     let (mut staging, back) = Staging::new(2 << 20, jobs_tx, |_| None);
     let (wire, arrived) = channel();
     let sending = thread::spawn(move || {
-        sender::run(&jobs, frame_tx(wire), plain(), &back, &channel().0, |e| panic!("{e}"));
+        sender::run(&jobs, frame_tx(wire), plain(), &back, &nowhere(), |e| panic!("{e}"));
     });
     let mut dirty = PageBitmap::new(16);
     dirty.set_range(3, 9);
     for epoch in [Epoch(1), Epoch(2)] {
-        staging.capture(epoch, &dirty, &view).unwrap();
+        capture(&mut staging, epoch, &dirty, &view);
         staging.finish(epoch, true, vec![7; 10]).unwrap();
     }
     drop(staging);

@@ -7,6 +7,7 @@ use aventine_api::{
 use aventine_protocol::{FrameError, FrameHeader, FrameKind, HEADER_LEN, Message, MessageError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Why a frame could not be sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +77,17 @@ impl FrameTx {
 pub(crate) struct FrameRx {
     rx: Box<dyn ChannelRx>,
     sequence: u32,
+    begun: Instant,
 }
 
 impl FrameRx {
     pub(crate) fn new(rx: Box<dyn ChannelRx>) -> FrameRx {
-        FrameRx { rx, sequence: 0 }
+        FrameRx { rx, sequence: 0, begun: Instant::now() }
+    }
+
+    /// When the head of the last frame was here.
+    pub(crate) fn begun(&self) -> Instant {
+        self.begun
     }
 
     /// Waits for the next frame and replaces `payload` with its checked payload.
@@ -109,6 +116,7 @@ impl FrameRx {
     fn head(&mut self) -> Result<FrameHeader, WireError> {
         let mut head = [0; HEADER_LEN];
         self.rx.recv(&mut head)?;
+        self.begun = Instant::now();
         let header = FrameHeader::decode(&head, self.sequence)?;
         self.sequence = self.sequence.wrapping_add(1);
         Ok(header)

@@ -82,7 +82,7 @@ impl io::Write for Log {
     }
 }
 
-const BUILT_IN: [(&str, Kind, &str); 15] = [
+const BUILT_IN: [(&str, Kind, &str); 16] = [
     ("aventine_guest_qemu", Kind::Guest, "qemu"),
     ("aventine_network_userspace", Kind::Network, "userspace"),
     ("aventine_network_plug", Kind::Network, "plug"),
@@ -92,6 +92,7 @@ const BUILT_IN: [(&str, Kind, &str); 15] = [
     ("aventine_disk_drbd", Kind::Disk, "drbd"),
     ("aventine_transport_tcp", Kind::Transport, "tcp"),
     ("aventine_transport_rdma", Kind::Transport, "rdma"),
+    ("aventine_policy_adaptive", Kind::Policy, "adaptive"),
     ("aventine_policy_fixed", Kind::Policy, "fixed"),
     ("aventine_codec_raw", Kind::Codec, "raw"),
     ("aventine_arbiter_shared_file", Kind::Arbiter, "shared-file"),

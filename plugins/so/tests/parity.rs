@@ -12,10 +12,13 @@ use std::sync::Mutex;
 use {
     aventine_arbiter_command as _, aventine_arbiter_etcd as _, aventine_arbiter_manual as _,
     aventine_arbiter_shared_file as _, aventine_codec_raw as _, aventine_network_ifb as _,
-    aventine_network_plug as _, aventine_network_userspace as _, aventine_policy_fixed as _,
-    aventine_transport_file as _, aventine_transport_rdma as _, aventine_transport_tcp as _,
+    aventine_network_plug as _, aventine_network_userspace as _, aventine_policy_adaptive as _,
+    aventine_policy_fixed as _, aventine_transport_file as _, aventine_transport_rdma as _,
+    aventine_transport_tcp as _,
 };
 
+#[path = "../../policy-adaptive/testing/bench.rs"]
+mod adaptive;
 #[path = "../../arbiter-etcd/testing/cluster.rs"]
 mod cluster;
 #[path = "../../codec-raw/testing/bench.rs"]
@@ -101,6 +104,10 @@ macro_rules! parity {
 
             mod codec_raw {
                 aventine_conformance::codec!(crate::codec_raw::Raw<super::Form>);
+            }
+
+            mod policy_adaptive {
+                aventine_conformance::policy!(crate::adaptive::Adaptive<super::Form>);
             }
 
             mod policy_fixed {

@@ -5,33 +5,54 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use std::{hint, thread};
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
+/// Pages that are written between two looks at the clock.
+const SLICE: usize = 128;
+/// What was not written in time is made up for if it is no older.
+const LATE: Duration = Duration::from_millis(50);
 
 /// Memory that a thread of its own keeps dirty until the program ends.
 #[derive(Clone, Debug, Default)]
 pub struct Dirtying {
+    pages: Arc<AtomicU64>,
     passes: Arc<AtomicU64>,
     broken: Arc<AtomicBool>,
 }
 
 impl Dirtying {
-    /// Begins with that many pages.
-    pub fn start(pages: usize) -> Dirtying {
+    /// Begins with that many pages; writes `rate` pages in a second of the guest's time, or as many as it can.
+    pub fn start(pages: usize, rate: Option<u64>) -> Dirtying {
         let dirtying = Dirtying::default();
         let told = dirtying.clone();
         thread::spawn(move || {
             let mut memory = vec![0u8; pages * PAGE];
+            let mut due = Instant::now();
             for pass in 1.. {
-                if !write_over(&mut memory, pass) {
-                    told.broken.store(true, Ordering::Relaxed);
+                for slice in memory.chunks_mut(SLICE * PAGE) {
+                    if !write_over(slice, pass) {
+                        told.broken.store(true, Ordering::Relaxed);
+                    }
+                    let pages = (slice.len() / PAGE) as u64;
+                    told.pages.fetch_add(pages, Ordering::Relaxed);
+                    if let Some(rate) = rate {
+                        let now = Instant::now();
+                        due = (due + Duration::from_secs(pages) / rate as u32).max(now - LATE);
+                        thread::sleep(due.saturating_duration_since(now));
+                    }
                 }
                 told.passes.store(pass, Ordering::Relaxed);
             }
         });
         dirtying
+    }
+
+    /// How many pages were written, each as often as it was.
+    pub fn pages(&self) -> u64 {
+        self.pages.load(Ordering::Relaxed)
     }
 
     /// How often all of it was written; `None` once a page was not as the pass before had left it.

@@ -57,7 +57,7 @@ pub(super) fn serve(
     let (socket, size) = (dir.join(format!("{name}-{}.sock", frontend.name())), device.size());
     let front: Box<dyn Any> = match frontend {
         Frontend::Nbd => Box::new(Export::start(&socket, name, device)?),
-        Frontend::VhostUser => Box::new(VhostExport::start(&socket, device)?),
+        Frontend::VhostUser => Box::new(VhostExport::start(&socket, device, 512)?),
     };
     let client = Client::connect(frontend, &socket, size).map_err(|e| BenchError::Client(name, e))?;
     Ok((front, client))

@@ -4,7 +4,7 @@ use super::*;
 use crate::receiver::{Image, ReceiveError};
 use crate::sender;
 use crate::staging::Staging;
-use crate::tests::{Memory, frame_tx, plain, receive_only};
+use crate::tests::{Memory, capture, frame_tx, nowhere, plain, receive_only};
 use aventine_api::{PageBitmap, PageRun};
 use aventine_protocol::{CheckpointEnd, FrameKind, PayloadHash};
 use std::sync::mpsc::channel;
@@ -126,10 +126,10 @@ impl Pair {
         let ((jobs_tx, jobs), (wire, arrived)) = (channel(), channel());
         let (mut staging, back) = Staging::new(2 << 20, jobs_tx, |_| None);
         let sending = thread::spawn(move || {
-            sender::run(&jobs, frame_tx(wire), plain(), &back, &channel().0, |e| panic!("{e}"));
+            sender::run(&jobs, frame_tx(wire), plain(), &back, &nowhere(), |e| panic!("{e}"));
         });
         staging.audit(self.auditor.seal(self.epoch).unwrap());
-        staging.capture(Epoch::FIRST, &map, &self.guest.view()).unwrap();
+        capture(&mut staging, Epoch::FIRST, &map, &self.guest.view());
         staging.finish(Epoch::FIRST, true, Vec::new()).unwrap();
         drop(staging);
         sending.join().unwrap();
@@ -241,7 +241,7 @@ fn a_checkpoint_without_its_hashes_is_not_whole() {
     let ((jobs_tx, jobs), (wire, arrived)) = (channel(), channel());
     let (mut staging, back) = Staging::new(2 << 20, jobs_tx, |_| None);
     let sending = thread::spawn(move || {
-        sender::run(&jobs, frame_tx(wire), plain(), &back, &channel().0, |e| panic!("{e}"));
+        sender::run(&jobs, frame_tx(wire), plain(), &back, &nowhere(), |e| panic!("{e}"));
     });
     staging.audit(sealed);
     staging.finish(Epoch::FIRST, true, Vec::new()).unwrap();

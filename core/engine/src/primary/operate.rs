@@ -32,6 +32,14 @@ impl Loop<'_> {
             Ok(None) => {}
             Err(failure) => self.local_error(&failure)?,
         }
+        self.watch_link()?;
+        self.floor_round()?;
+        self.report_due();
+        Ok(())
+    }
+
+    /// Finds out that the link is lost or comes to nothing.
+    pub(super) fn watch_link(&mut self) -> Result<(), EngineError> {
         let open = self.link.heartbeat.is_some();
         if open && self.silence.tick(Instant::now()) {
             self.link_lost("nothing was heard for the detection time")?;
@@ -42,10 +50,6 @@ impl Loop<'_> {
         let progress = Progress { acknowledged: self.machine.acknowledged(), bytes };
         if self.stall.tick(open && self.machine.in_flight() > 0, progress, Instant::now()) {
             self.link_lost("an epoch made no progress for ten detection times")?;
-        }
-        self.floor_round()?;
-        if self.reported.elapsed() >= Duration::from_millis(100) {
-            self.report();
         }
         Ok(())
     }
@@ -198,6 +202,13 @@ impl Loop<'_> {
     pub(super) fn detail(&self, text: String) {
         warn!("{text}");
         self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).status.detail = text;
+    }
+
+    /// Keeps the status fresh.
+    pub(super) fn report_due(&mut self) {
+        if self.reported.elapsed() >= Duration::from_millis(100) {
+            self.report();
+        }
     }
 
     pub(super) fn report(&mut self) {

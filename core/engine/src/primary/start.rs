@@ -151,6 +151,7 @@ impl<'a> Loop<'a> {
             paused_at: now,
             reported: now,
             early: false,
+            must_end: false,
             ask_again: None,
             last: EpochStats::default(),
             floor: None,

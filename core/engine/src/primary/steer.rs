@@ -244,18 +244,6 @@ impl Loop<'_> {
         Ok(())
     }
 
-    pub(super) fn acknowledged(&mut self, epoch: Epoch) {
-        self.audit.iter_mut().for_each(|a| a.acknowledged(epoch));
-        while self.pipe.pending.front().is_some_and(|p| p.epoch <= epoch) {
-            let Some(mut done) = self.pipe.pending.pop_front() else { break };
-            let commit = done.sealed_at.elapsed();
-            self.last.commit = commit;
-            self.inbox.shared.lock().unwrap_or_else(PoisonError::into_inner).commit.push_time(commit);
-            done.dirty.clear();
-            self.pipe.spare.push(done.dirty);
-        }
-    }
-
     pub(super) fn link_lost(&mut self, why: &str) -> Result<(), EngineError> {
         if self.link.heartbeat.is_some() {
             self.detail(format!("the standby is lost: {why}"));

@@ -5,6 +5,8 @@
 //! | `put` | `done N`: a burst of writes up to N is on stable storage; or `failed …` |
 //! | `verify` | `same N`: the disk is as writes 1 to N left it; or `differs …` |
 //! | `dirty N` | `dirtying N`: from now on N pages of memory are written over and over |
+//! | `dirty N RATE` | the same, but only RATE pages in a second |
+//! | `pages` | `wrote N`: so many pages were written so far, each as often as it was |
 //! | `passes` | `passed N`: they were, N times; or `broken`: a page was not as it had been left |
 //! | `exercise PATH FROM BYTES` | `exercising N`: from now on a file, or that part of a device, is read and changed in all ways, as the Nth |
 //! | `exercised` | `exercised N`: that was done N times, and all that was read was right; or `failed …` |
@@ -101,10 +103,12 @@ impl State {
                     Some(difference) => format!("differs {difference:?}"),
                 }
             }
-            ("dirty", [pages]) => {
-                *lock(&self.dirtying) = Dirtying::start(pages.parse()?);
+            ("dirty", [pages, rate @ ..]) => {
+                let rate = rate.first().map(|rate| rate.parse()).transpose()?;
+                *lock(&self.dirtying) = Dirtying::start(pages.parse()?, rate);
                 format!("dirtying {pages}")
             }
+            ("pages", _) => format!("wrote {}", lock(&self.dirtying).pages()),
             ("passes", _) => {
                 lock(&self.dirtying).passes().map_or("broken".into(), |passes| format!("passed {passes}"))
             }

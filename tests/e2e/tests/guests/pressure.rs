@@ -1,11 +1,11 @@
 //! A guest that changes its memory faster than the link carries it: for 15 seconds, or 60 with `AVENTINE_LONG=1`.
 
 use crate::common::*;
-use aventine_demo::checker::Load;
-use aventine_demo::lab::{Lab, Pair, Parts};
+use aventine_demo::checker::{self, Load};
+use aventine_demo::lab::{Lab, Pair, Parts, STARTUP, Site};
 use std::env;
-use std::fs;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 /// What the link carries, in bytes a second.
 const LINK: u64 = 40 << 20;
@@ -32,9 +32,126 @@ fn progress(pair: &Pair, inside: &mut Workload, load: &Load) -> [u64; 3] {
     [pair.primary.status().unwrap().committed, inside.ask("passes", "passed"), load.answers()]
 }
 
+/// Bytes a second of the link that a guest outruns three times, and pages.
+const NARROW: u64 = 20 << 20;
+const NARROW_PAGES: u64 = NARROW / 4096;
+/// How many times what the link carries the guest writes.
+const TIMES: u64 = 3;
+/// Pages that it writes over and over: more than the link carries in two seconds.
+const WIDE: u64 = 12_288;
+/// How long it takes until the beginning no longer shows.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// What was found while the guest outran the link.
+#[derive(Debug)]
+struct Outrun {
+    /// Pages a second that the guest wrote: protected, and on its own afterwards.
+    rates: [f64; 2],
+    /// Bytes a second that went to the standby.
+    sent: f64,
+    /// The longest that an answer took, that a client had none, and that no epoch was committed.
+    longest: [Duration; 3],
+}
+
+/// Has a guest write [`TIMES`] times what the link carries.
+fn outrun(test: &str, policy: &str) -> Outrun {
+    let tables = policy.parse().unwrap();
+    let lab = Lab::new(&Parts { staging: "64MiB".into(), tables, ..parts(test) }).unwrap();
+    let pair = lab.start().unwrap();
+    let connection = checker::connect(lab.client(), Site::FIRST.address(), STARTUP).unwrap();
+    // What it has Redis write is to be next to nothing of what the guest writes.
+    let load = Load::paced(connection, 1, Duration::from_millis(20));
+    let mut inside = Workload::connect(&lab);
+    lab.network().limit(NARROW).unwrap();
+    inside.ask(&format!("dirty {WIDE} {}", TIMES * NARROW_PAGES), "dirtying");
+    let begun = Instant::now();
+    while begun.elapsed() < SETTLED {
+        inside.ask("pages", "wrote");
+    }
+    load.take_gap();
+    let mut longest = [Duration::ZERO; 3];
+    let (from, begun, bytes) = (inside.ask("pages", "wrote"), Instant::now(), bytes_sent(&pair));
+    let (mut committed, mut moved) = (0, Instant::now());
+    let pages = loop {
+        let asked = Instant::now();
+        inside.send("pages");
+        while !inside.is_answered() {
+            let status = pair.primary.status().unwrap();
+            assert_eq!(status.state, "protected", "{}", pair.primary.log());
+            if status.committed > committed {
+                longest[2] = longest[2].max(if committed > 0 { moved.elapsed() } else { Duration::ZERO });
+                (committed, moved) = (status.committed, Instant::now());
+            }
+            assert!(asked.elapsed() < LIMIT, "no answer: {status:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        let pages = inside.answer("wrote");
+        longest[0] = longest[0].max(asked.elapsed());
+        if begun.elapsed() >= duration() {
+            break pages;
+        }
+    };
+    let seconds = begun.elapsed().as_secs_f64();
+    let sent = (bytes_sent(&pair) - bytes) as f64 / seconds;
+    longest[1] = load.take_gap();
+    println!("{test}: {:?}", pair.primary.status().unwrap());
+    println!("{test}: {:?}", pair.standby.status().unwrap());
+    pair.primary.stop().unwrap();
+    let (alone, since) = (inside.ask("pages", "wrote"), Instant::now());
+    thread::sleep(Duration::from_secs(4));
+    let alone = (inside.ask("pages", "wrote") - alone) as f64 / since.elapsed().as_secs_f64();
+    assert_undisturbed(&finish(&lab, load));
+    Outrun { rates: [(pages - from) as f64 / seconds, alone], sent, longest }
+}
+
+fn bytes_sent(pair: &Pair) -> u64 {
+    pair.primary.status().unwrap().bytes_sent
+}
+
+/// How long a guest is watched.
+fn duration() -> Duration {
+    Duration::from_secs(if is_long() { 60 } else { 15 })
+}
+
+fn is_long() -> bool {
+    env::var_os("AVENTINE_LONG").is_some()
+}
+
+/// The guest keeps the link's share of its speed, and nobody waits for longer than `bound`.
+fn check(test: &str, outrun: &Outrun, bound: Duration) {
+    let [protected, alone] = outrun.rates;
+    let times = alone / NARROW_PAGES as f64;
+    let (progress, fair) = (protected / alone, 1.0 / times);
+    println!(
+        "{test}: the guest writes {times:.2} times what the link carries, runs at {progress:.3} = {:.2} x (link / dirty rate); \
+         the link is used to {:.2}; longest: answer, client, commit {:?}, bound {bound:?}",
+        progress / fair,
+        outrun.sent / NARROW as f64,
+        outrun.longest,
+    );
+    assert!(times > 2.5, "the guest cannot write fast enough on this machine: {outrun:?}");
+    // A short run ends within an epoch, which may be a tenth of it, and a machine that is busy takes its time.
+    let (least, bound) = if is_long() { (0.9, bound) } else { (0.75, LIMIT / 4) };
+    assert!(progress >= least * fair, "{outrun:?}");
+    assert!(outrun.longest.iter().all(|longest| *longest <= bound), "{outrun:?}");
+}
+
+/// An epoch waits for one that is sent and one that waits, and each is the guest's memory at most.
+#[test]
+fn a_guest_that_outruns_its_link_keeps_the_links_share_with_epochs_of_one_length() {
+    let outrun = outrun("outrun-fixed", "[policy]\nplugin = 'fixed'\ninterval = '25ms'");
+    check("fixed", &outrun, Duration::from_secs(4 * WIDE / NARROW_PAGES));
+}
+
+/// An answer waits for three times the longest epoch, and what the transport holds, and a question until the guest runs.
+#[test]
+fn a_guest_that_outruns_its_link_keeps_the_links_share_with_epochs_that_adapt() {
+    let outrun = outrun("outrun-adaptive", "[policy]\nplugin = 'adaptive'\nlongest = '500ms'");
+    check("adaptive", &outrun, Duration::from_millis(3 * 500 + 1000));
+}
+
 #[test]
 fn a_guest_that_outruns_its_link_is_slowed_down_and_nothing_grows() {
-    let time = Duration::from_secs(if env::var_os("AVENTINE_LONG").is_some() { 60 } else { 15 });
     let lab = Lab::new(&Parts { staging: "64MiB".into(), ..parts("pressure") }).unwrap();
     let (mut pair, load) = with_load(&lab);
     let mut inside = Workload::connect(&lab);
@@ -42,7 +159,7 @@ fn a_guest_that_outruns_its_link_is_slowed_down_and_nothing_grows() {
     inside.ask(&format!("dirty {PAGES}"), "dirtying");
     let limits = [STAGING + NETWORK + REST, STAGING + RAM + REST];
     let (begin, mut most) = (Instant::now(), [0; 2]);
-    while begin.elapsed() < time {
+    while begin.elapsed() < duration() {
         // All three, again and again.
         let before = progress(&pair, &mut inside, &load);
         let end = Instant::now() + LIMIT;

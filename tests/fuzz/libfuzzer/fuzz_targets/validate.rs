@@ -7,6 +7,7 @@ use aventine_codec_raw as _;
 use aventine_disk_block_remus as _;
 use aventine_guest_qemu as _;
 use aventine_network_userspace as _;
+use aventine_policy_adaptive as _;
 use aventine_policy_fixed as _;
 use aventine_transport_tcp as _;
 
