@@ -307,8 +307,7 @@ process. Measured in turn with it:
   qemu-nbd   an image behind qemu-nbd, where that is installed
 Four images of this size, the standby's and the copy's are made in a temporary directory, which TMPDIR chooses. The last two take
 half of what a disk can write; --standby-dir puts them on another one, or into memory. Both sides share this machine's processors,
-too: the last columns tell what each would take of its own. That takes two minutes where
-nothing else is chosen.")]
+too: the last columns tell what each would take of its own. Takes two minutes if nothing else is chosen.")]
     Disk {
         /// Which plugins; all of them if none is given
         #[arg(long, value_name = "NAME")]
