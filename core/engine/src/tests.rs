@@ -262,7 +262,7 @@ fn the_stages_of_epochs_overlap() {
     let mut guest = Memory::new(&[8, 8]);
     let view = guest.view();
     let (jobs_tx, jobs) = channel();
-    let (mut staging, back) = Staging::new(4 << 20, jobs_tx);
+    let (mut staging, back) = Staging::new(4 << 20, jobs_tx, |_| None);
     let ((wire, arrived), (given, at_wire), (permit, permits)) = (channel(), channel(), channel());
     let (sent_tx, sent) = channel();
     let sending = thread::spawn(move || {
