@@ -408,13 +408,6 @@ impl<'t, 'i> Document<'t, 'i> {
     fn frontends(&mut self) -> Vec<Frontend> {
         let disks = item(self.root, Kind::Disk.name()).and_then(|disks| disks.value.as_array());
         let tables = disks.into_iter().flatten().filter_map(|disk| disk.get_ref().as_table());
-        let mut frontends = Vec::new();
-        for table in tables {
-            match frontend::parse(table) {
-                Ok(frontend) => frontends.push(frontend),
-                Err(problem) => self.problems.push(problem),
-            }
-        }
-        frontends
+        tables.map(|table| frontend::parse(table, &mut self.problems)).collect()
     }
 }

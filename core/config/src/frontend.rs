@@ -32,34 +32,43 @@ impl fmt::Display for Frontend {
     }
 }
 
-/// The front-end of a disk's table.
-pub(crate) fn parse(table: &DeTable<'_>) -> Result<Frontend, Problem> {
+/// The front-end of a disk's table; with a problem, some.
+pub(crate) fn parse(table: &DeTable<'_>, problems: &mut Vec<Problem>) -> Frontend {
     let vhost_user = match item(table, "frontend") {
         None => false,
         Some(name) => match name.value.as_str() {
             Some("nbd") => false,
             Some("vhost-user") => true,
             _ => {
-                return Err(Problem::new("`frontend` is not a front-end for disks")
-                    .at(name.place(), "")
-                    .help("write \"nbd\", the default, or \"vhost-user\""));
+                problems.push(
+                    Problem::new("`frontend` is not a front-end for disks")
+                        .at(name.place(), "")
+                        .help("write \"nbd\", the default, or \"vhost-user\""),
+                );
+                return Frontend::Nbd;
             }
         },
     };
-    match (vhost_user, item(table, "block_size")) {
-        (false, None) => Ok(Frontend::Nbd),
-        (false, Some(size)) => Err(Problem::new("`block_size` belongs to frontend = \"vhost-user\"")
-            .at(size.place(), "")
-            .help("with nbd QEMU's device says it: virtio-blk-pci,drive=…,logical_block_size=4096")),
-        (true, None) => Ok(Frontend::VhostUser { block: BLOCKS[0] }),
-        (true, Some(size)) => {
-            let read = size.value.as_integer().and_then(|i| u32::from_str_radix(i.as_str(), i.radix()).ok());
-            let block = read.filter(|bytes| BLOCKS.contains(bytes)).ok_or_else(|| {
+    let size = item(table, "block_size");
+    if !vhost_user {
+        problems.extend(size.map(|size| {
+            Problem::new("`block_size` belongs to frontend = \"vhost-user\"")
+                .at(size.place(), "")
+                .help("with nbd QEMU's device says it: virtio-blk-pci,drive=…,logical_block_size=4096")
+        }));
+        return Frontend::Nbd;
+    }
+    let block = size.map_or(Some(BLOCKS[0]), |size| {
+        let read = size.value.as_integer().and_then(|i| u32::from_str_radix(i.as_str(), i.radix()).ok());
+        let known = read.filter(|bytes| BLOCKS.contains(bytes));
+        if known.is_none() {
+            problems.push(
                 Problem::new("`block_size` is no size of a block")
                     .at(size.place(), "")
-                    .help("write 512, the default, 1024, 2048 or 4096: bytes of the guest's logical block")
-            })?;
-            Ok(Frontend::VhostUser { block })
+                    .help("write 512, the default, 1024, 2048 or 4096: bytes of the guest's logical block"),
+            );
         }
-    }
+        known
+    });
+    Frontend::VhostUser { block: block.unwrap_or(BLOCKS[0]) }
 }
