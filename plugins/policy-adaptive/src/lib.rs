@@ -12,7 +12,7 @@
 //!
 //! How long the guest runs in the next epoch is the longest of three, and no more than a limit:
 //! - `shortest`;
-//! - [`PAUSES`] times the last pause, so that no more than a part of the guest's time goes into pauses; but an answer waits for
+//! - `PAUSES` times the last pause, so that no more than a part of the guest's time goes into pauses; but an answer waits for
 //!   the epoch and its commit, and both together get no longer than `latency` for that;
 //! - half of the last commit. By Little's law as many epochs are under way as the commit is longer than the interval, so this
 //!   aims at two: one is on the wire and one waits, the link is always busy, and nothing waits for longer.
