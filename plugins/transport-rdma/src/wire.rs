@@ -16,7 +16,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// The version spoken here.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 /// Bytes of each.
 pub(crate) const HELLO: usize = 10;
 pub(crate) const OFFER: usize = 60;
@@ -230,11 +230,11 @@ mod tests {
     /// Other versions read these bytes: they must never change.
     #[test]
     fn the_fixed_bytes_stay() {
-        assert_eq!(&hello(), b"avenrdma\0\x01");
+        assert_eq!(&hello(), b"avenrdma\0\x02");
         assert_eq!(check_hello(b"avenrdma\x02\x01"), Err(WireError::OtherVersion { theirs: 0x201 }));
         assert_eq!(check_hello(b"AVENTINE\0\x01"), Err(WireError::NotRdma));
         let mut offer = Offer { address: ([0, 0, 0, 0], 1).into(), token: [0; 32] }.encode();
-        assert_eq!(&offer[..10], b"AVENRDMA\0\x01");
+        assert_eq!(&offer[..10], b"AVENRDMA\0\x02");
         offer[9] = 3;
         assert_eq!(Offer::decode(&offer), Err(WireError::OtherVersion { theirs: 3 }));
     }

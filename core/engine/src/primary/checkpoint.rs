@@ -130,7 +130,7 @@ impl Loop<'_> {
     fn await_link(&mut self) -> Result<Duration, Failure> {
         let since = Instant::now();
         loop {
-            if self.early && self.machine.may_seal() || self.machine.may_seal() && self.link_has_room() {
+            if self.machine.may_seal() && (self.early || self.link_has_room()) {
                 return Ok(since.elapsed());
             }
             // A disk that asks for time may take long, and the guest need not wait for it.
