@@ -11,7 +11,8 @@
 
 use crate::audit::AUDIT_LIMIT;
 use aventine_api::{Epoch, MAX_RECORD};
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+use std::hash::Hasher;
+use twox_hash::XxHash3_64;
 
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 40;
@@ -140,7 +141,7 @@ impl FrameHeader {
         b[16..20].copy_from_slice(&self.length.to_le_bytes());
         b[20..24].copy_from_slice(&self.sequence.to_le_bytes());
         b[24..32].copy_from_slice(&self.payload_hash.to_le_bytes());
-        let hash = xxh3_64(&b[..32]);
+        let hash = XxHash3_64::oneshot(&b[..32]);
         b[32..].copy_from_slice(&hash.to_le_bytes());
         b
     }
@@ -157,7 +158,7 @@ impl FrameHeader {
         if version != VERSION {
             return Err(FrameError::Version(version));
         }
-        if u64_at(32) != xxh3_64(&b[..32]) {
+        if u64_at(32) != XxHash3_64::oneshot(&b[..32]) {
             return Err(FrameError::Header);
         }
         let kind = FrameKind::from_byte(b[6]).ok_or(FrameError::Kind(b[6]))?;
@@ -196,11 +197,11 @@ impl PayloadHash {
     /// The hash of the concatenation of `parts`.
     pub fn of(parts: &[&[u8]]) -> u64 {
         if let [only] = parts {
-            return xxh3_64(only);
+            return XxHash3_64::oneshot(only);
         }
-        let mut hash = Xxh3Default::new();
-        parts.iter().for_each(|p| hash.update(p));
-        hash.digest()
+        let mut hash = XxHash3_64::new();
+        parts.iter().for_each(|p| hash.write(p));
+        hash.finish()
     }
 }
 

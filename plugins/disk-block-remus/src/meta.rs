@@ -22,10 +22,11 @@ use aventine_disk_common::beside;
 use aventine_disk_common::image::Stamp;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
+use std::hash::Hasher;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::XxHash3_64;
 
 const MAGIC: &[u8; 8] = b"AVENDISK";
 const VERSION: u16 = 1;
@@ -243,10 +244,10 @@ fn encode(head: &Head, changed: &Blocks, marks: &Blocks) -> Vec<u8> {
 }
 
 fn sum(head: &[u8], changed: &[u8]) -> u64 {
-    let mut hash = Xxh3::new();
-    hash.update(head);
-    hash.update(changed);
-    hash.digest()
+    let mut hash = XxHash3_64::new();
+    hash.write(head);
+    hash.write(changed);
+    hash.finish()
 }
 
 fn decode(file: &[u8]) -> Option<Meta> {

@@ -24,7 +24,7 @@ use aventine_disk_common::change::take;
 pub(crate) use aventine_disk_common::change::{
     Arrived, Change, MAX_CHANGE, RecordError, Summary, Tally, changes,
 };
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 /// The version of this layout.
 const VERSION: u16 = 2;
@@ -53,7 +53,7 @@ pub(crate) struct Check {
 
 impl Check {
     pub(crate) fn of(offset: u64, data: &[u8]) -> Check {
-        Check { offset, len: data.len(), sum: xxh3_128(data) }
+        Check { offset, len: data.len(), sum: XxHash3_128::oneshot(data) }
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {

@@ -7,8 +7,9 @@
 //! A barrier counts and checks all changes since the one before it.
 
 use aventine_api::Epoch;
+use std::hash::Hasher;
 use std::ops::Range;
-use xxhash_rust::xxh3::Xxh3;
+use twox_hash::XxHash3_64;
 
 /// Bytes before a change's data.
 pub const CHANGE_HEAD: usize = 17;
@@ -231,7 +232,7 @@ impl Summary {
 pub struct Tally {
     changes: u64,
     bytes: u64,
-    hash: Xxh3,
+    hash: XxHash3_64,
 }
 
 impl Tally {
@@ -239,22 +240,22 @@ impl Tally {
     pub fn add(&mut self, change: &Change) {
         self.changes += 1;
         self.bytes += change.wire_len() as u64;
-        self.hash.update(&change.head);
-        self.hash.update(&change.data);
+        self.hash.write(&change.head);
+        self.hash.write(&change.data);
     }
 
     /// Checks every change of a record and adds it.
     pub fn add_record(&mut self, payload: &[u8], size: u64) -> Result<(), RecordError> {
         self.changes += changes(payload, size).try_fold(0, |n, change| change.map(|_| n + 1))?;
         self.bytes += payload.len() as u64;
-        self.hash.update(payload);
+        self.hash.write(payload);
         Ok(())
     }
 
     /// The sum so far; begins a new one.
     pub fn finish(&mut self) -> Summary {
         let Tally { changes, bytes, hash } = std::mem::take(self);
-        Summary { changes, bytes, checksum: hash.digest() }
+        Summary { changes, bytes, checksum: hash.finish() }
     }
 }
 
