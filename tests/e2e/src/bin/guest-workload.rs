@@ -85,7 +85,8 @@ impl State {
             let answer = self.answer(line.trim());
             let answer = answer.unwrap_or_else(|error| format!("failed {}", chain(&*error)));
             line.clear();
-            if writeln!(reader.get_mut(), "{answer}").is_err() {
+            // In one piece: the next one would wait for an acknowledgement of the first, and that for an epoch.
+            if reader.get_mut().write_all(format!("{answer}\n").as_bytes()).is_err() {
                 break;
             }
         }
