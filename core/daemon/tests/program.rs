@@ -402,7 +402,7 @@ fn disks_are_measured_where_the_user_says_and_overwritten_only_then() {
     }
     let table = |image: &Path| format!("image = '{}'", image.display());
     let (here, there, export) = (table(&here), table(&there), export.display().to_string());
-    let bench = ["bench", "disk", "--seconds", "0.01", "--frontend", "nbd", "--json"];
+    let bench = ["bench", "disk", "--frontend", "nbd", "--json"];
     let disks = ["--primary-disk", &here, "--standby-disk", &there, "--export-disk", &export];
     let refused = |more: &[&str], code, says: &str| {
         let (exit, _, said) = run(&[&bench[..], more].concat());
@@ -418,7 +418,8 @@ fn disks_are_measured_where_the_user_says_and_overwritten_only_then() {
     refused(&["--seconds", "0"], 64, "from 0.01 to 3600");
     assert!(fs::read(&export).unwrap().iter().all(|byte| *byte == 0), "it was overwritten");
 
-    let (exit, figures, said) = run(&[&bench[..], &block, &disks, &["--overwrite"]].concat());
+    let (exit, figures, said) =
+        run(&[&bench[..], &block, &disks, &["--overwrite", "--seconds", "0.01"]].concat());
     assert_eq!(exit, 0, "{said}");
     let figures: Value = serde_json::from_str(&figures).unwrap();
     let loads = figures["loads"].as_array().unwrap();
