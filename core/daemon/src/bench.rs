@@ -1,28 +1,21 @@
 //! `aventine bench`: what plugins cost.
 
-use crate::cli::{Bench, DiskFrontend, Switch};
+pub(crate) mod disk;
+
+use crate::cli::{Bench, Switch};
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{print, tell, tell_error};
 use aventine_api::Kind;
 use aventine_bench::network::{Figures, measure};
+use aventine_bench::plugins;
 use aventine_bench::transport::{self, Setup};
-use aventine_bench::{disk, plugins};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 pub(crate) fn bench(what: Bench) -> Exit {
     match what {
-        Bench::Disk { plugin, frontend, size, standby_dir, cached, seconds, json } => {
-            let time = Duration::from_secs(seconds.into());
-            let frontends = match frontend {
-                None => vec![disk::Frontend::Nbd, disk::Frontend::VhostUser],
-                Some(DiskFrontend::Nbd) => vec![disk::Frontend::Nbd],
-                Some(DiskFrontend::VhostUser) => vec![disk::Frontend::VhostUser],
-            };
-            disks(plugin, &disk::Options { size, time, frontends, cached, standby: standby_dir }, json)
-        }
+        Bench::Disk(arguments) => disk::disks(arguments),
         Bench::Network { plugin, epochs, frames, json } => network(plugin, epochs, frames, json),
         Bench::Transport { plugin, tls, streams, size, json, svg } => {
             let setup = Setup { plugin, keys: None, streams: streams as usize, bytes: size };
@@ -134,79 +127,6 @@ fn network(plugin: Vec<String>, epochs: u64, frames: u64, json: bool) -> Exit {
 fn or_all(plugins: Vec<String>, kind: Kind) -> Vec<String> {
     let all = || aventine_registry::names(kind).into_iter().map(str::to_owned).collect();
     if plugins.is_empty() { all() } else { plugins }
-}
-
-fn disks(plugin: Vec<String>, options: &disk::Options, json: bool) -> Exit {
-    let mut exit = Exit::Done;
-    let all = plugin.is_empty();
-    for plugin in or_all(plugin, Kind::Disk) {
-        if all && !disk::takes_image(&plugin) {
-            tell(format_args!("{plugin} is not measured here: it is not made of an image alone"));
-            continue;
-        }
-        match disk::measure(&plugin, options) {
-            Ok(figures) if json => print(serde_json::to_string(&figures).unwrap_or_else(|e| e.to_string())),
-            Ok(figures) => tell_disk(&figures),
-            Err(error) => {
-                tell_error(&error);
-                exit = Exit::Error;
-            }
-        }
-    }
-    exit
-}
-
-fn tell_disk(figures: &disk::Figures) {
-    let disk::Figures {
-        plugin,
-        directory,
-        standby_directory,
-        direct,
-        processors,
-        seal_us: [median, most],
-        sent_per_written,
-        loads,
-    } = figures;
-    let (directory, standby) = (directory.display(), standby_directory.display());
-    let way = if *direct { "past" } else { "through" };
-    print(format_args!(
-        "{plugin}: a seal adds {median:.1} us (99 %: {most:.1} us) to the pause; {sent_per_written:.3} bytes sent for each written\n\
-         images in {directory}, {way} the page cache; the standby's in {standby}\n\
-         client, servers and standby share {processors} processors"
-    ));
-    let mut frontend = None;
-    for load in loads {
-        if frontend.replace(load.frontend) != Some(load.frontend) {
-            print(format_args!(
-                "{:<23}{:>5}{:>11}{:>9}{:>6}{:>9}{:>6}{:>9}{:>6}   us/MiB: export primary standby",
-                format!("requests/s, {}", load.frontend.name()),
-                "depth",
-                "replicated",
-                "export",
-                "ratio",
-                "copy",
-                "ratio",
-                "qemu-nbd",
-                "ratio"
-            ));
-        }
-        let number = |n: Option<f64>, digits| n.map_or("-".to_owned(), |n| format!("{n:.digits$}"));
-        print(format_args!(
-            "{:<23}{:>5}{:>11.0}{:>9.0}{:>6.2}{:>9}{:>6}{:>9}{:>6}{:>17.0}{:>8.0}{:>8.0}",
-            load.load,
-            load.depth,
-            load.replicated,
-            load.export,
-            load.ratio,
-            number(load.copy, 0),
-            number(load.ratio_to_copy, 2),
-            number(load.qemu_nbd, 0),
-            number(load.ratio_to_qemu_nbd, 2),
-            load.export_us_per_mib,
-            load.primary_us_per_mib,
-            load.standby_us_per_mib,
-        ));
-    }
 }
 
 const HEADINGS: &str = "plugin       seal us (99 %)     release us (99 %)   frames/s   without it    ratio";

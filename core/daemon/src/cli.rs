@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::bench::disk;
 use crate::exit;
 use aventine_api::ConfigError;
 use aventine_api::units::Quantity;
@@ -285,52 +286,11 @@ pub(crate) enum Switch {
     Off,
 }
 
-/// How a guest reaches a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DiskFrontend {
-    Nbd,
-    VhostUser,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     /// Disks: reads and writes a second, and what a seal adds to the pause
-    #[command(after_help = "\
-Example:
-  aventine bench disk --plugin block-remus --size 1GiB
-
-A client of each front-end reads and writes a disk that each plugin replicates over loopback TCP to a standby's disk in this
-process. Measured in turn with it:
-  export     an image behind the same front-end, without replication
-  copy       the same, whose writes are also sent as bare bytes over loopback TCP to somebody who writes them: the least that
-             replication takes. Where a disk is faster than the link, this is the floor and `export` is not
-  qemu-nbd   an image behind qemu-nbd, where that is installed
-Four images of this size, the standby's and the copy's are made in a temporary directory, which TMPDIR chooses. The last two take
-half of what a disk can write; --standby-dir puts them on another one, or into memory. Both sides share this machine's processors,
-too: the last columns tell what each would take of its own. Takes two minutes if nothing else is chosen.")]
-    Disk {
-        /// Which plugins; all of them if none is given
-        #[arg(long, value_name = "NAME")]
-        plugin: Vec<String>,
-        /// By which front-end the disk is reached; by each if none is given
-        #[arg(long, value_name = "NAME", value_enum)]
-        frontend: Option<DiskFrontend>,
-        /// Size of the disk
-        #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = disk_size)]
-        size: u64,
-        /// Make the standby's image, and the bare copy, in this directory
-        #[arg(long, value_name = "DIR")]
-        standby_dir: Option<PathBuf>,
-        /// Read and write the images through the page cache; past it otherwise, where their file system allows that
-        #[arg(long)]
-        cached: bool,
-        /// How long each kind of request is measured on each server
-        #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
-        seconds: u32,
-        /// Print one line of JSON for each plugin
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(after_help = disk::HELP)]
+    Disk(disk::Arguments),
     /// Transports: pages a second, round trips of checkpoints, and processor time
     #[command(after_help = "\
 Examples:
@@ -401,7 +361,8 @@ The built-in plugins, the same behind both adapters of the plugin interface, and
     },
 }
 
-fn disk_size(text: &str) -> Result<u64, ConfigError> {
+/// The size of a disk, or as much as that.
+pub(crate) fn disk_size(text: &str) -> Result<u64, ConfigError> {
     u64::parse_key(&[], text, &(16 << 20..=1 << 40))
 }
 

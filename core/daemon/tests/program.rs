@@ -392,3 +392,39 @@ fn the_default_state_directory_is_found_by_name() {
     drop(standby);
     fs::remove_dir_all(base.join(&name)).unwrap();
 }
+
+#[test]
+fn disks_are_measured_where_the_user_says_and_overwritten_only_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let [here, there, export] = ["here.img", "there.img", "export.img"].map(|name| path(&dir, name));
+    for image in [&here, &there, &export] {
+        fs::File::create(image).unwrap().set_len(16 << 20).unwrap();
+    }
+    let table = |image: &Path| format!("image = '{}'", image.display());
+    let (here, there, export) = (table(&here), table(&there), export.display().to_string());
+    let bench = ["bench", "disk", "--frontend", "nbd", "--json"];
+    let disks = ["--primary-disk", &here, "--standby-disk", &there, "--export-disk", &export];
+    let refused = |more: &[&str], code, says: &str| {
+        let (exit, _, said) = run(&[&bench[..], more].concat());
+        assert!(exit == code && said.contains(says), "{more:?}: {exit}, {said}");
+    };
+    let block = ["--plugin", "block-remus"];
+    refused(&["--plugin", "drbd"], 1, "--primary-disk");
+    refused(&[&block[..], &disks[..2]].concat(), 64, "--standby-disk");
+    refused(&disks, 64, "--plugin");
+    refused(&[&block[..], &disks].concat(), 64, "add --overwrite");
+    refused(&[&block[..], &["--plugin", "drbd", "--overwrite"], &disks].concat(), 64, "one --plugin");
+    refused(&["--load", "/nowhere/at/all.so"], 1, "/nowhere/at/all.so");
+    refused(&["--seconds", "0"], 64, "from 0.01 to 3600");
+    assert!(fs::read(&export).unwrap().iter().all(|byte| *byte == 0), "it was overwritten");
+
+    let (exit, figures, said) =
+        run(&[&bench[..], &block, &disks, &["--overwrite", "--seconds", "0.01"]].concat());
+    assert_eq!(exit, 0, "{said}");
+    let figures: Value = serde_json::from_str(&figures).unwrap();
+    let loads = figures["loads"].as_array().unwrap();
+    assert_eq!(loads.len(), 8);
+    for load in loads {
+        assert!(load["ratio"].as_f64().unwrap() > 0.0 && load["copy"].is_null(), "{load}");
+    }
+}

@@ -17,6 +17,8 @@ const BUFFER_RANGE: RangeInclusive<u64> = 16 << 20..=1 << 40;
 pub(crate) struct Keys {
     /// The DRBD resource, of one volume; the same on both hosts.
     resource: String,
+    /// What the other side calls it; the same if not set. For two sides on one host, such as a benchmark's.
+    peer_resource: Option<String>,
     /// Memory for writes that DRBD does not have on both sides, the same on both hosts; 256MiB if not set.
     #[schemars(with = "Option<aventine_api::SizeText>")]
     buffer: Option<String>,
@@ -26,6 +28,8 @@ pub(crate) struct Keys {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) resource: String,
+    /// Its name on the other side.
+    pub(crate) peer_resource: String,
     /// Bytes that writes may take in memory, on each side.
     pub(crate) buffer: usize,
 }
@@ -35,14 +39,21 @@ pub(crate) fn parse(text: &str) -> Result<Settings, ConfigError> {
     let keys: Keys = parse_config(text)?;
     let buffer =
         keys.buffer.map_or(Ok(DEFAULT_BUFFER), |text| u64::parse_key(&["buffer"], &text, &BUFFER_RANGE))?;
-    let letters = keys.resource.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+    check_name("resource", &keys.resource)?;
+    let peer_resource = keys.peer_resource.unwrap_or_else(|| keys.resource.clone());
+    check_name("peer_resource", &peer_resource)?;
+    Ok(Settings { resource: keys.resource, peer_resource, buffer: buffer as usize })
+}
+
+fn check_name(key: &str, name: &str) -> Result<(), ConfigError> {
+    let letters = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
     // What drbdadm would take for an option, or for all resources.
-    if !letters || keys.resource.is_empty() || keys.resource.starts_with('-') || keys.resource == "all" {
-        let message = format!("`{}` is not the name of a DRBD resource", keys.resource);
+    if !letters || name.is_empty() || name.starts_with('-') || name == "all" {
+        let message = format!("`{name}` is not the name of a DRBD resource");
         let help = "it is the name behind `resource` in /etc/drbd.d, as in `resource = \"r0\"`";
-        return Err(ConfigError::bad_value(&["resource"], message, Some(help)));
+        return Err(ConfigError::bad_value(&[key], message, Some(help)));
     }
-    Ok(Settings { resource: keys.resource, buffer: buffer as usize })
+    Ok(())
 }
 
 #[cfg(test)]
@@ -52,11 +63,13 @@ mod tests {
 
     #[test]
     fn a_resource_is_named() {
-        let due = |buffer| Settings { resource: "web-1.r0".into(), buffer };
+        let due = |buffer| Settings { resource: "web-1.r0".into(), peer_resource: "web-1.r0".into(), buffer };
         assert_eq!(parse("resource = 'web-1.r0'").unwrap(), due(256 << 20));
         assert_eq!(parse("resource = 'web-1.r0'\nbuffer = '16MiB'").unwrap(), due(16 << 20));
         for name in ["", "-v", "all", "r0 r1", "r/0", "r\u{f6}0"] {
             assert_eq!(parse(&format!("resource = '{name}'")).unwrap_err().path, ["resource"], "{name}");
+            let error = parse(&format!("resource = 'r0'\npeer_resource = '{name}'")).unwrap_err();
+            assert_eq!(error.path, ["peer_resource"], "{name}");
         }
         for size in ["15MiB", "lots", "2TiB"] {
             let error = parse(&format!("resource = 'r0'\nbuffer = '{size}'")).unwrap_err();

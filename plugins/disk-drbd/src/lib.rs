@@ -21,6 +21,7 @@
 //!
 //! Keys: `resource = "r0"`, DRBD's name for it, and `buffer = "256MiB"`: memory for writes that are not on both sides, at
 //! least 16 MiB and the same on both hosts. At a quarter of it the guest's writes wait; an epoch is asked for at an eighth.
+//! `peer_resource` is for two sides on one kernel, where the two are resources that are each other's peer (`aventine bench disk`).
 #![forbid(unsafe_code)]
 
 mod ahead;
@@ -100,8 +101,10 @@ enum SetUpError {
     ReadNote { path: PathBuf, source: io::Error },
     #[error("Note {} could not be written", path.display())]
     WriteNote { path: PathBuf, source: io::Error },
-    #[error("The primary's disk is resource {theirs}, this host's is {ours}. Name the same on both")]
-    Resource { ours: String, theirs: String },
+    #[error(
+        "The primary's disk is resource {theirs}, this host's is the other side of {due}. Name the same on both"
+    )]
+    Resource { due: String, theirs: String },
     #[error(
         "Resource {resource} has {ours} bytes here, but {theirs} on the primary. Is it another one? DRBD itself gives both \
         sides of a resource the same size"
@@ -145,6 +148,8 @@ struct Drbd {
     buffer: usize,
     host: Arc<dyn Host>,
     resource: Arc<dyn Resource>,
+    /// Its name on the other side.
+    peer_resource: String,
     marker: Marker,
     device: Arc<Device>,
     /// Standby, once it receives.
@@ -190,6 +195,7 @@ impl Drbd {
             buffer: settings.buffer,
             host: context.host,
             resource,
+            peer_resource: settings.peer_resource.clone(),
             marker,
             device: Arc::new(device),
             staging: None,
@@ -214,10 +220,10 @@ impl Drbd {
     /// The primary's first record.
     fn check_description(&self, payload: &[u8]) -> Result<u64, SetUpError> {
         let (size, theirs) = wire::parse_description(payload)?;
-        let ours = self.resource.name().to_owned();
-        if theirs != ours {
-            return Err(SetUpError::Resource { ours, theirs });
+        if theirs != self.peer_resource {
+            return Err(SetUpError::Resource { due: self.peer_resource.clone(), theirs });
         }
+        let ours = self.resource.name().to_owned();
         // One that was never connected may not know its size.
         match self.resource.size().filter(|size| *size != 0) {
             Some(our_size) if our_size != size => {

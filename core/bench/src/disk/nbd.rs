@@ -64,7 +64,8 @@ impl Client {
         request[24..28].copy_from_slice(&(load.block as u32).to_be_bytes());
         self.block.resize(load.block, 0);
         let (began, mut sent, mut answered) = (Instant::now(), 0, 0);
-        while sent > answered || sent < least || began.elapsed() < time {
+        loop {
+            // Asked once: time may run out between two looks at it.
             let more = sent < least || began.elapsed() < time;
             if more && sent - answered < load.depth {
                 let (place, other) = self.places.next(load);
@@ -75,12 +76,13 @@ impl Client {
                 }
                 self.output.write_all(&request)?;
                 sent += 1;
-            } else {
+            } else if sent > answered {
                 self.reply(load)?;
                 answered += 1;
+            } else {
+                return Ok(answered);
             }
         }
-        Ok(answered)
     }
 
     fn reply(&mut self, load: Load) -> Result<(), ClientError> {

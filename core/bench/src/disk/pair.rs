@@ -2,17 +2,17 @@
 //!
 //! ```text
 //!  primary's disk ══ frames on loopback TCP ══► standby's disk
-//!    ▲ pausing, seal ── this thread    standby's thread: commit, apply ─┘ staged
+//!    ▲ pausing, seal ── this thread    standby's thread: commit, apply ─┘ staged, settle
 //! ```
 
-use super::BenchError;
 use super::channel::channel;
-use super::cpu;
+use super::storage::fill;
+use super::{BenchError, PRIMARY, STANDBY, find};
 use aventine_api::{
-    BlockDevice, Context, Disengage, Disk, DiskStats, Epoch, ErrorCode, Factory, Host, Kind, PluginError,
-    RecordRx, Side,
+    BlockDevice, Context, Disengage, Disk, DiskStats, Epoch, ErrorCode, Factory, Host, PluginError, RecordRx,
+    Side,
 };
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel as queue};
 use std::thread::{self, JoinHandle};
@@ -20,8 +20,6 @@ use std::time::{Duration, Instant};
 
 /// Time between two epochs under load.
 const INTERVAL: Duration = Duration::from_millis(25);
-/// A disk's table.
-const IMAGE: &str = "image = 'disk.img'";
 /// How long what is due may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -29,15 +27,24 @@ enum Event {
     Early,
     Committed(Epoch),
     Applied(Epoch),
+    /// Nothing is held on the standby any more.
+    Settled,
     Failed(&'static str, PluginError),
     LoadEnded,
+}
+
+/// What the standby's thread is to do.
+enum Order {
+    Follow(Epoch),
+    Settle,
+    End,
 }
 
 struct Reports {
     side: &'static str,
     events: Sender<Event>,
-    /// To the standby's thread; `None` ends it.
-    staged: Option<Sender<Option<Epoch>>>,
+    /// To the standby's thread.
+    staged: Option<Sender<Order>>,
 }
 
 // Whoever listens may have gone, at the end.
@@ -47,7 +54,7 @@ impl Host for Reports {
     }
 
     fn staged(&self, epoch: Epoch) {
-        let _ = self.staged.as_ref().map(|thread| thread.send(Some(epoch)));
+        let _ = self.staged.as_ref().map(|thread| thread.send(Order::Follow(epoch)));
     }
 
     fn failed(&self, error: PluginError) {
@@ -61,28 +68,40 @@ pub(super) struct Pair {
     primary: Box<dyn Disk>,
     tell: Sender<Event>,
     events: Receiver<Event>,
-    to_standby: Sender<Option<Epoch>>,
+    to_standby: Sender<Order>,
     standby: Option<JoinHandle<()>>,
     sealed: Epoch,
     committed: Epoch,
     applied: Epoch,
+    settled: bool,
+}
+
+/// One side of a disk: its table, and where the plugin keeps what it keeps.
+pub(super) struct Place {
+    pub(super) table: String,
+    pub(super) config_dir: PathBuf,
+    pub(super) state_dir: PathBuf,
 }
 
 impl Pair {
-    /// Replicates `primary/disk.img` in `dir` to `standby/disk.img` in `other`, and waits for the first epoch.
-    pub(super) fn start(plugin: &str, dir: &Path, other: &Path, cached: bool) -> Result<Pair, BenchError> {
+    /// Replicates one disk to the other, and waits for the first epoch; the first `unfilled` bytes are written before.
+    pub(super) fn start(plugin: &str, places: [Place; 2], unfilled: u64) -> Result<Pair, BenchError> {
+        let [here, there] = places;
         let (tell, events) = queue();
         let (to_standby, staged) = queue();
         let failed = |doing| move |e| BenchError::Plugin(plugin.to_owned(), doing, e);
         let host = |side, staged| Arc::new(Reports { side, events: tell.clone(), staged });
-        let mut primary = make(plugin, Side::Primary, dir, cached, host("the primary's disk worked", None))?;
+        let mut primary = make(plugin, Side::Primary, here, host("the primary's disk worked", None))?;
         let standby = host("the standby's disk worked", Some(to_standby.clone()));
-        let mut standby = make(plugin, Side::Standby, other, cached, standby)?;
+        let mut standby = make(plugin, Side::Standby, there, standby)?;
+        let block = primary.block();
+        let filled = fill(unfilled.min(block.size()), |at, data| block.write(at, data, false));
+        filled.and_then(|()| block.flush()).map_err(failed("its disk was written to"))?;
         let [(tx, back), (answers, rx)] = channel().map_err(BenchError::Channel)?;
         let back = Some(Box::new(back) as Box<dyn RecordRx>);
         primary.replicate(Box::new(tx), back).map_err(failed("beginning to replicate"))?;
         standby.receive(Box::new(rx), Box::new(answers)).map_err(failed("beginning to receive"))?;
-        let applying = thread::Builder::new().name(format!("{} apply", cpu::STANDBY));
+        let applying = thread::Builder::new().name(format!("{} apply", STANDBY));
         let standby = applying.spawn({
             let tell = tell.clone();
             move || follow(&mut *standby, &staged, &tell)
@@ -98,6 +117,7 @@ impl Pair {
             sealed: Epoch::COPY,
             committed: Epoch::COPY,
             applied: Epoch::COPY,
+            settled: false,
         };
         pair.copy()?;
         Ok(pair)
@@ -113,7 +133,7 @@ impl Pair {
             if progress.done > done {
                 (done, moved) = (progress.done, Instant::now());
             } else if moved.elapsed() > PATIENCE {
-                return Err(BenchError::Silent(self.plugin.clone(), "of the initial copy"));
+                return Err(BenchError::Silent(self.plugin.clone(), "is copied at the beginning"));
             }
             self.hear(Duration::from_millis(1))?;
         }
@@ -142,12 +162,16 @@ impl Pair {
 
     /// Waits until the standby has committed every sealed epoch.
     pub(super) fn commit(&mut self) -> Result<(), BenchError> {
-        self.until("commits", |pair| pair.committed >= pair.sealed)
+        self.until("is committed", |pair| pair.committed >= pair.sealed)
     }
 
-    /// Waits until the standby has applied every sealed epoch, too.
+    /// Waits until the standby has applied every sealed epoch, too, and holds nothing.
     pub(super) fn settle(&mut self) -> Result<(), BenchError> {
-        self.until("applies", |pair| pair.applied >= pair.sealed)
+        self.until("is applied", |pair| pair.applied >= pair.sealed)?;
+        self.settled = false;
+        // A thread that has ended has told why.
+        let _ = self.to_standby.send(Order::Settle);
+        self.until("of what is applied is let go on the standby", |pair| pair.settled)
     }
 
     fn until(&mut self, what: &'static str, done: impl Fn(&Pair) -> bool) -> Result<(), BenchError> {
@@ -226,6 +250,7 @@ impl Pair {
                 }
             }
             Event::Applied(epoch) => self.applied = epoch,
+            Event::Settled => self.settled = true,
             Event::Early | Event::LoadEnded => {}
         }
         Ok(Some(event))
@@ -236,43 +261,48 @@ impl Drop for Pair {
     fn drop(&mut self) {
         // Both only make the end an orderly one.
         let _ = self.primary.disengage(Disengage::Owner);
-        let _ = self.to_standby.send(None);
+        let _ = self.to_standby.send(Order::End);
         let _ = self.standby.take().map(JoinHandle::join);
     }
 }
 
-fn follow(disk: &mut dyn Disk, staged: &Receiver<Option<Epoch>>, tell: &Sender<Event>) {
-    for epoch in staged.iter().map_while(|e| e) {
-        let committed = disk.commit(epoch).map(|()| tell.send(Event::Committed(epoch)));
-        let applied = committed.and_then(|_| disk.apply(epoch)).map(|()| tell.send(Event::Applied(epoch)));
-        if let Err(error) = applied {
+fn follow(disk: &mut dyn Disk, orders: &Receiver<Order>, tell: &Sender<Event>) {
+    for order in orders {
+        let done = match order {
+            Order::End => return,
+            Order::Follow(epoch) => disk
+                .commit(epoch)
+                .map(|()| tell.send(Event::Committed(epoch)))
+                .and_then(|_| disk.apply(epoch))
+                .map(|()| tell.send(Event::Applied(epoch))),
+            Order::Settle => {
+                settle(disk, tell);
+                continue;
+            }
+        };
+        if let Err(error) = done {
             let _ = tell.send(Event::Failed("the standby's disk followed", error));
             return;
         }
     }
 }
 
-/// Whether a plugin makes a disk of an image alone.
-pub(super) fn takes_image(plugin: &str) -> bool {
-    aventine_registry::find(Kind::Disk, plugin).is_some_and(|entry| (entry.validate)(IMAGE).is_ok())
+/// A plugin may hold on to what it was told to apply until that is where it belongs.
+fn settle(disk: &dyn Disk, tell: &Sender<Event>) {
+    let began = Instant::now();
+    while disk.stats().buffered_bytes > 0 {
+        if began.elapsed() > PATIENCE {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    let _ = tell.send(Event::Settled);
 }
 
-fn make(
-    plugin: &str,
-    side: Side,
-    dir: &Path,
-    cached: bool,
-    host: Arc<dyn Host>,
-) -> Result<Box<dyn Disk>, BenchError> {
-    let entry = aventine_registry::find(Kind::Disk, plugin).ok_or_else(|| {
-        BenchError::Unknown(plugin.to_owned(), aventine_registry::names(Kind::Disk).join(", "))
-    })?;
-    let Factory::Disk(make) = entry.factory else { unreachable!("plugins are found by kind") };
-    let name = if side == Side::Primary { cpu::PRIMARY } else { cpu::STANDBY };
-    let dir = dir.join(name);
-    std::fs::create_dir_all(&dir).map_err(BenchError::Directory)?;
-    let (state_dir, config_dir) = (dir.clone(), dir);
+fn make(plugin: &str, side: Side, place: Place, host: Arc<dyn Host>) -> Result<Box<dyn Disk>, BenchError> {
+    let Place { table, config_dir, state_dir } = place;
+    let Factory::Disk(make) = find(plugin)?.factory else { unreachable!("plugins are found by kind") };
+    let name = if side == Side::Primary { PRIMARY } else { STANDBY };
     let context = Context { guest: "bench".into(), id: name.into(), side, state_dir, config_dir, host };
-    let text = if cached { format!("{IMAGE}\ndirect = false") } else { IMAGE.to_owned() };
-    make(&text, context).map_err(|e| BenchError::Plugin(plugin.to_owned(), "being set up", e))
+    make(&table, context).map_err(|e| BenchError::Plugin(plugin.to_owned(), "being set up", e))
 }

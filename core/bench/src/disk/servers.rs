@@ -47,14 +47,16 @@ impl BlockDevice for Raw {
     }
 }
 
-/// Serves `device` by our own front-end, as `name` in `dir`, until the first is dropped; and connects to it.
+/// Serves `device` by our own front-end, as `name` in `dir`, until the first is dropped; and connects to it, for requests in
+/// the first `size` bytes.
 pub(super) fn serve(
     frontend: Frontend,
     dir: &Path,
     name: &'static str,
     device: Arc<dyn BlockDevice>,
+    size: u64,
 ) -> Result<(Box<dyn Any>, Client), BenchError> {
-    let (socket, size) = (dir.join(format!("{name}-{}.sock", frontend.name())), device.size());
+    let socket = dir.join(format!("{name}-{}.sock", frontend.name()));
     let front: Box<dyn Any> = match frontend {
         Frontend::Nbd => Box::new(Export::start(&socket, name, device)?),
         Frontend::VhostUser => Box::new(VhostExport::start(&socket, device, 512)?),
@@ -70,6 +72,7 @@ impl QemuNbd {
     /// Serves an image to one client, past the page cache if `direct`. `None`: it is not installed.
     pub(super) fn start(
         dir: &Path,
+        image: &Path,
         size: u64,
         direct: bool,
     ) -> Result<Option<(QemuNbd, Client)>, BenchError> {
@@ -77,7 +80,7 @@ impl QemuNbd {
         let socket = dir.join("qemu.sock");
         let cache = if direct { "--cache=none" } else { "--cache=writeback" };
         command.args(["--format=raw", cache, "--socket"]).arg(&socket);
-        command.arg(dir.join(super::QEMU_NBD).join(super::IMAGE)).stdin(Stdio::null()).stdout(Stdio::null());
+        command.arg(image).stdin(Stdio::null()).stdout(Stdio::null());
         let mut server = match command.spawn() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             spawned => QemuNbd(spawned.map_err(BenchError::QemuNbd)?),

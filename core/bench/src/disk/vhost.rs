@@ -147,18 +147,20 @@ impl Client {
             self.describe(slot, load)?;
         }
         let (began, mut sent, mut answered) = (Instant::now(), 0, 0);
-        while sent > answered || sent < least || began.elapsed() < time {
+        loop {
+            // Asked once: time may run out between two looks at it.
             let more = sent < least || began.elapsed() < time;
             let free = if more && sent - answered < load.depth { self.free.pop() } else { None };
             if let Some(slot) = free {
                 self.request(slot, load)?;
                 sent += 1;
-            } else {
+            } else if sent > answered {
                 self.await_answers()?;
                 answered += self.take_answers()?;
+            } else {
+                return Ok(answered);
             }
         }
-        Ok(answered)
     }
 
     /// The descriptors of a slot, and the data of a write.

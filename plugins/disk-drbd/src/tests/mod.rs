@@ -245,6 +245,11 @@ struct Half {
 
 impl Half {
     fn open(dir: &Path, twin: &Arc<Twin>, side: Side, buffer: usize) -> Result<Half, PluginError> {
+        let [resource, peer_resource] = ["r0", "r0"].map(str::to_owned);
+        Half::of(&Settings { resource, peer_resource, buffer }, dir, twin, side)
+    }
+
+    fn of(settings: &Settings, dir: &Path, twin: &Arc<Twin>, side: Side) -> Result<Half, PluginError> {
         let (tx, events) = channel();
         let context = Context {
             guest: "web".to_owned(),
@@ -254,9 +259,8 @@ impl Half {
             config_dir: dir.to_owned(),
             host: Arc::new(TestHost(Mutex::new(tx))),
         };
-        let settings = Settings { resource: "r0".to_owned(), buffer };
         let resource = TestResource { twin: Arc::clone(twin), side: usize::from(side == Side::Standby) };
-        Drbd::new(&settings, Arc::new(resource), context).map(|disk| Half { disk, events })
+        Drbd::new(settings, Arc::new(resource), context).map(|disk| Half { disk, events })
     }
 
     fn event(&self) -> Event {

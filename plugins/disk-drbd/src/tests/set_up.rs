@@ -85,6 +85,20 @@ fn a_disk_that_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_primary_may_call_the_resource_otherwise_if_this_side_says_so() {
+    let settings = crate::config::parse("resource = 'r0'\npeer_resource = 'r1'").unwrap();
+    for (name, taken) in [("r1", true), ("r0", false)] {
+        let (dir, twin) = twin();
+        let mut half = Half::of(&settings, dir.path(), &twin, Side::Standby).unwrap();
+        let (tx, rx) = sync_channel(1);
+        let head = RecordHead { epoch: Epoch::COPY, kind: kind::DESCRIBE };
+        tx.send((head, describe(8192, name))).unwrap();
+        let received = half.disk.receive(Box::new(Rx(rx)), Box::new(Tx(sync_channel(4).0)));
+        assert_eq!(received.is_ok(), taken, "{name}: {received:?}");
+    }
+}
+
+#[test]
 fn a_disk_between_two_epochs_is_not_started_from() {
     let (dir, twin) = twin();
     let note = Marker::of(&twin.files[0], dir.path());

@@ -6,6 +6,7 @@
 //! ```
 //! Each case compares the disk with a model of exactly the committed epochs.
 
+mod bench;
 mod ends;
 mod guest;
 mod rules;
@@ -47,6 +48,11 @@ resource r0 {{
 }}
 "
     );
+    install(host, &configuration);
+}
+
+/// Gives a host DRBD with a configuration.
+fn install(host: &Host, configuration: &str) {
     let root = tools();
     let root = root.display();
     host.put(Path::new("/etc/drbd.conf"), configuration.as_bytes(), 0o600).unwrap();
