@@ -64,13 +64,17 @@ fn figures() {
     pair.lab.hosts.iter().for_each(|host: &Host| drop(ok(host, &install)));
     for round in 1..=ROUNDS {
         let floor = measure(&pair, &format!("ib_write_bw {PAGE} -n 5000"))[3];
-        for (lends, how) in [("lend 8", "in place"), ("lend 0", "copied")] {
+        for (lends, bulk, how) in [
+            ("lend 8", "bulk 5120 1", "in place"),
+            ("lend 8", "bulk 5120 0", "in place, one batch at a time"),
+            ("lend 0", "bulk 5120 1", "copied"),
+        ] {
             let mut ends = pair.ends();
             ends.both(lends, lends);
             ends.link(&["control", "pages"]);
-            ends.both("bulk 5120", "sink 5120");
+            ends.both(bulk, "sink 5120");
             // perftest's megabytes are of 2^20 bytes.
-            let ours = number(&said(ends, "bulk 5120")) * 1e6 / f64::from(1 << 20);
+            let ours = number(&said(ends, bulk)) * 1e6 / f64::from(1 << 20);
             println!(
                 "round {round}: goodput, {how}, {ours:.2} MiB/s, ib_write_bw {floor:.2} MiB/s: {:.2}",
                 ours / floor
