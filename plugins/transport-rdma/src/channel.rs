@@ -12,7 +12,8 @@
 //! the connection manager's events, the channel's TLS connection, which the kernel closes when the other process dies, and the link's
 //! end.
 //!
-//! Invariant: when a call of a sending end has failed, its device reads no lent memory: the queue pair is gone.
+//! Invariant: when a call of a sending end has failed, its device reads no lent memory: nothing was in flight, or the queue pair is
+//! gone.
 
 use crate::endpoint::{Completion, Endpoint, PIECES, SILENT, TELLS};
 use crate::ffi::{Sge, event};

@@ -99,7 +99,7 @@ pub trait ChannelTx: Send {
     /// Waits until nothing reads what any `send` but the last `sends` has taken from [`Self::memory`]: it may be written to again.
     /// That says nothing about the other side having received anything.
     ///
-    /// Who sends calls it, with the guest paused or running; `0` is all there is. Blocks while the other side or the link is slower,
+    /// Who sends calls it, with the guest paused or running; `0` leaves none out. Blocks while the other side or the link is slower,
     /// and fails as `send` does, if there is something to wait for: where there is not, a channel that has ended may answer `Ok`.
     /// Once a call of this channel has failed, or the channel is dropped, nothing that it sent is read any more. Idempotent.
     fn settle(&mut self, _sends: usize) -> Result<(), PluginError> {
