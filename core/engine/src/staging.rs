@@ -1,12 +1,12 @@
 //! The primary's staging memory: where captured pages wait for the sender.
 //!
 //! ```text
-//!  free ──take──► filling ──full──► filled ──hand over──► sender ──sent──► free
+//!  free ──take──► filling ──full──► filled ──hand over──► sender ──sent──► [held, if lent ──settled──►] free
 //! ```
 //! Allocated once, touched once, never grown; the transport's memory, where it lends any to send from. A capture that needs more
 //! than is free hands over what it has and goes on when the sender has made some free: the pause becomes longer, nothing else
 //! does. Which pages are in flight is in their epoch's bitmap,
-//! so a batch is free as soon as it is sent.
+//! so a batch is free as soon as it is sent; one in the transport's memory as soon as nothing reads there any more.
 
 use crate::audit::Sealed;
 use crate::bytes::Bytes;
@@ -64,6 +64,11 @@ impl Batch {
     /// Number of pages in it.
     pub(crate) fn pages(&self) -> u64 {
         (self.used / PAGE_SIZE) as u64
+    }
+
+    /// Whether it may be read when it is sent.
+    pub(crate) fn is_lent(&self) -> bool {
+        matches!(self.bytes, Bytes::Lent(_))
     }
 
     fn clear(&mut self) {

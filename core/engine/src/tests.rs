@@ -52,7 +52,7 @@ impl ChannelRx for PipeRx {
 
 struct Lent(Vec<u8>);
 
-fn lend(bytes: usize) -> Box<dyn LentMemory> {
+pub(crate) fn lend(bytes: usize) -> Box<dyn LentMemory> {
     Box::new(Lent(vec![0; bytes]))
 }
 
@@ -67,7 +67,7 @@ impl LentMemory for Lent {
 }
 
 /// Regions of memory that stand for a guest.
-pub(crate) struct Memory(Vec<Box<[u8]>>);
+pub(crate) struct Memory(pub(crate) Vec<Box<[u8]>>);
 
 impl Memory {
     pub(crate) fn new(pages: &[usize]) -> Memory {
@@ -174,7 +174,7 @@ pub(crate) fn capture(staging: &mut Staging, epoch: Epoch, dirty: &PageBitmap, m
 }
 
 /// Receives everything there is; answers the checkpoints, applied to a fresh image, and how it ended.
-fn receive(rx: Receiver<Vec<u8>>, pages: &[usize]) -> (Vec<Checkpoint>, Memory, ReceiveError) {
+pub(crate) fn receive(rx: Receiver<Vec<u8>>, pages: &[usize]) -> (Vec<Checkpoint>, Memory, ReceiveError) {
     let (whole, mut memory, end) = receive_only(rx, pages, 0);
     let mut image = Image { memory: memory.view(), codec: plain() };
     whole.iter().flat_map(|c| &c.pages).for_each(|p| image.decode(p).unwrap());

@@ -71,6 +71,11 @@ impl FrameTx {
     pub(crate) fn memory(&mut self, bytes: usize) -> Option<Box<dyn LentMemory>> {
         self.tx.memory(bytes)
     }
+
+    /// As [`ChannelTx::settle`]; each frame is one `send`.
+    pub(crate) fn settle(&mut self, frames: usize) -> Result<(), PluginError> {
+        self.tx.settle(frames)
+    }
 }
 
 /// The receiving end of a channel.

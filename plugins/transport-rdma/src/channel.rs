@@ -8,12 +8,17 @@
 //!             ▲ completion                                  │ a quarter of the ring, or of the messages, is consumed
 //!             └─ room ◄═════════ credit: consumed up to ═══─┘
 //! ```
-//! A call that sends from lent memory waits until the device has read it. Who waits sleeps on four descriptors: completions, the connection manager's events, the channel's TLS connection, which the
-//! kernel closes when the other process dies, and the link's end.
+//! What is sent from lent memory is read by the device later: `settle` waits for it. Who waits sleeps on four descriptors: completions,
+//! the connection manager's events, the channel's TLS connection, which the kernel closes when the other process dies, and the link's
+//! end.
+//!
+//! Invariant: when a call of a sending end has failed, its device reads no lent memory: nothing was in flight, or the queue pair is
+//! gone.
 
 use crate::endpoint::{Completion, Endpoint, PIECES, SILENT, TELLS};
 use crate::ffi::{Sge, event};
 use crate::lent::{Buffer, DIRECT, Pool, Sources};
+use crate::resource::Memory;
 use crate::ring::{Impossible, Inbox, MESSAGES, Outbox, Ready, Span, immediate};
 use crate::wire::{Ring, Room};
 use aventine_api::{ChannelRx, ChannelTx, ErrorCode, LentMemory, PluginError};
@@ -127,12 +132,15 @@ impl Half {
 
 /// The sending end.
 pub(crate) struct Tx {
+    // Before the memory that its device may read.
     half: Half,
+    /// Once there is lent memory.
+    sources: Option<Sources>,
     /// The other side's.
     theirs: Room,
     outbox: Outbox,
-    /// Once there is lent memory.
-    sources: Option<Sources>,
+    /// Calls of `send`.
+    sends: u64,
     /// What the message to be sent is gathered from.
     pieces: Vec<Sge>,
 }
@@ -142,7 +150,7 @@ impl Tx {
         let most = MOST.min(endpoint.memory.len() / 4);
         let outbox = Outbox::new(endpoint.memory.len(), most, theirs.buffers.count);
         let half = Half { endpoint, tether, ended: None };
-        Tx { half, theirs, outbox, sources: None, pieces: Vec::new() }
+        Tx { half, sources: None, theirs, outbox, sends: 0, pieces: Vec::new() }
     }
 
     /// Books what has completed; whether anything has.
@@ -151,7 +159,10 @@ impl Tx {
         while let Some(completion) = self.half.endpoint.next().map_err(ChannelError::Device)? {
             any = true;
             match completion {
-                Completion::Wrote(end) => self.outbox.completed(end),
+                Completion::Wrote(end) => {
+                    self.outbox.completed(end);
+                    self.sources.iter_mut().for_each(|sources| sources.read(end));
+                }
                 Completion::Came(told) => {
                     self.outbox.heard(told)?;
                     self.half.endpoint.receive().map_err(refused)?;
@@ -193,30 +204,28 @@ impl Tx {
         // Whether somebody is there, and what the last call left behind.
         self.half.sleep(Some(Duration::ZERO))?;
         self.book()?;
-        match parts {
-            [head, body @ ..] if self.gathers(body) => {
-                self.copy(&[head])?;
-                self.place(body).inspect_err(|error| {
-                    // The device may still be reading: not beyond this.
-                    self.half.ended.get_or_insert(*error);
-                    self.half.endpoint.end();
-                })
-            }
-            parts => self.copy(parts),
+        if let [head, body @ ..] = parts
+            && let Some(memory) = self.gather(body)?
+        {
+            self.copy(&[head])?;
+            return self.place(body, memory);
         }
+        self.copy(parts)
     }
 
-    /// Whether this goes to a buffer, from where it lies.
-    fn gathers(&mut self, body: &[&[u8]]) -> bool {
+    /// If this goes to a buffer, from where it lies: the memory to be kept until it has gone.
+    fn gather(&mut self, body: &[&[u8]]) -> Result<Option<Vec<Arc<Memory>>>, ChannelError> {
         let fits = DIRECT..=self.theirs.buffers.length as usize;
-        let Some(sources) = &mut self.sources else { return false };
-        self.outbox.offer().is_some()
-            && fits.contains(&body.iter().map(|part| part.len()).sum())
-            && sources.gather(body, &mut self.pieces)
+        let len = body.iter().map(|part| part.len()).sum();
+        if self.sources.is_none() || self.outbox.offer().is_none() || !fits.contains(&len) {
+            return Ok(None);
+        }
+        self.until(|tx| tx.sources.as_ref().is_none_or(Sources::has_room))?;
+        Ok(self.sources.as_mut().and_then(|sources| sources.gather(body, &mut self.pieces)))
     }
 
-    /// Writes what [`Self::gathers`] has found, and waits until the device is done with it.
-    fn place(&mut self, body: &[&[u8]]) -> Result<(), ChannelError> {
+    /// Writes what [`Self::gather`] has found.
+    fn place(&mut self, body: &[&[u8]], memory: Vec<Arc<Memory>>) -> Result<(), ChannelError> {
         self.room()?;
         let Some(buffer) = self.outbox.offer() else { return Ok(()) };
         let (mut at, key) = (self.theirs.buffers.at(buffer), self.theirs.buffers.key);
@@ -231,13 +240,39 @@ impl Tx {
                 }
             };
             self.until(|tx| tx.half.endpoint.writes() < MESSAGES + SILENT)?;
-            // SAFETY: what the pieces name is borrowed by the caller of `send`, which returns once they have completed or the
-            // queue pair is gone, or is notes, which are written to by the next call.
+            // SAFETY: what the pieces name is borrowed by the caller of `send`, or is notes, and is kept by the sources from its
+            // return on, until the requests have completed or the queue pair is gone. Who writes there before that sends it.
             unsafe { self.half.endpoint.gather(request, (at, key), number, told) }.map_err(refused)?;
             at += request.iter().map(|piece| u64::from(piece.length)).sum::<u64>();
         }
         self.pieces = pieces;
-        self.until(|tx| tx.outbox.is_flushed())
+        if let Some(sources) = &mut self.sources {
+            sources.posted(self.sends, self.outbox.written(), memory);
+        }
+        Ok(())
+    }
+
+    fn settle_up_to(&mut self, send: u64) -> Result<(), ChannelError> {
+        self.book()?;
+        while !self.sources.as_ref().is_none_or(|sources| sources.is_settled(send)) {
+            if let Some(error) = self.half.ended {
+                return Err(error);
+            }
+            self.wait(None)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing of what was sent is read any more.
+    fn fail(&mut self, error: ChannelError) -> PluginError {
+        if let Some(sources) = &mut self.sources
+            && self.half.endpoint.writes() > 0
+        {
+            self.half.ended.get_or_insert(error);
+            self.half.endpoint.end();
+            sources.read_all();
+        }
+        error.into()
     }
 
     fn until(&mut self, is_so: impl Fn(&Tx) -> bool) -> Result<(), ChannelError> {
@@ -282,9 +317,9 @@ impl Tx {
 
 impl ChannelTx for Tx {
     fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError> {
-        self.half.check()?;
-        self.send_all(parts).and_then(|()| self.half.check())?;
-        Ok(())
+        self.sends += 1;
+        let sent = self.half.check().and_then(|()| self.send_all(parts)).and_then(|()| self.half.check());
+        sent.map_err(|error| self.fail(error))
     }
 
     fn memory(&mut self, bytes: usize) -> Option<Box<dyn LentMemory>> {
@@ -296,6 +331,12 @@ impl ChannelTx for Tx {
             self.sources = Sources::new(&self.half.endpoint);
         }
         self.sources.as_ref()?.lend(&self.half.endpoint, bytes)
+    }
+
+    fn settle(&mut self, sends: usize) -> Result<(), PluginError> {
+        let up_to = self.sends.saturating_sub(sends as u64);
+        let settled = self.half.check().and_then(|()| self.settle_up_to(up_to));
+        settled.map_err(|error| self.fail(error))
     }
 }
 

@@ -194,7 +194,8 @@ impl Endpoint {
     /// `immediate`, if there is one.
     ///
     /// # Safety
-    /// The pieces stay, and nobody writes to them, until the request has completed or [`Self::end`] has returned.
+    /// The pieces' memory stays registered until the request has completed or [`Self::end`] has returned. What is written there
+    /// meanwhile may go instead.
     pub(crate) unsafe fn gather(
         &mut self,
         pieces: &[Sge],

@@ -5,6 +5,8 @@
 //! - A buffer of a [`Pool`] has one owner at a time: nobody (free), the account of [`crate::ring`] (offered, or not consumed), or a
 //!   [`Buffer`] that the receiver's caller has.
 //! - What a [`Sources`] takes for lent memory is so: the table knows exactly what is alive, and what is alive is nobody else's.
+//! - Memory of a [`Sources`] that the device may read is kept, even when its borrower has dropped it: until the writes that name
+//!   it have completed, or the queue pair is gone.
 //! - Both outlive their channel: the memory stays registered for as long as somebody has it, and belongs to a queue pair of this
 //!   channel alone.
 
@@ -13,18 +15,20 @@ use crate::ffi::Sge;
 use crate::resource::Memory;
 use crate::wire::Buffers;
 use aventine_api::LentMemory;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 
-/// Shortest that is not copied: waiting for the device takes as long as copying less.
+/// Shortest that is not copied: a message of its own and waiting for the device take as long as copying less.
 pub(crate) const DIRECT: usize = 64 << 10;
 /// Most that a pool has in all, in bytes: registering more would take longer than a channel may take to open.
 const MOST: usize = 1 << 30;
 /// Most of a message in lent memory that may lie elsewhere: tables of a codec.
 const NOTES: usize = 64 << 10;
+/// Most messages that the device may be reading from lent memory: one on the wire, and one behind it.
+const UNREAD: usize = 2;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -123,50 +127,99 @@ impl Drop for Buffer {
     }
 }
 
-/// Where lent memory begins, and of each its end and key.
-type Table = Mutex<BTreeMap<usize, (usize, u32)>>;
+/// Where lent memory begins, and of each its end and who has it.
+type Table<M> = BTreeMap<usize, (usize, M)>;
 
-/// The key of the memory that holds all of `part`.
-fn key_of(table: &BTreeMap<usize, (usize, u32)>, part: &[u8]) -> Option<u32> {
+/// What holds all of `part`.
+fn holder<'t, M>(table: &'t Table<M>, part: &[u8]) -> Option<&'t M> {
     let at = part.as_ptr() as usize;
-    let (_, (end, key)) = table.range(..=at).next_back()?;
-    (at + part.len() <= *end).then_some(*key)
+    let (_, (end, memory)) = table.range(..=at).next_back()?;
+    (at + part.len() <= *end).then_some(memory)
+}
+
+/// A message that the device may be reading.
+struct Unread {
+    /// The `send` that it is of.
+    send: u64,
+    /// Where it ends in the account of [`crate::ring`].
+    end: u64,
+    _memory: Vec<Arc<Memory>>,
 }
 
 /// What a sender lends, and what it has of messages that lie there and elsewhere.
 pub(crate) struct Sources {
-    table: Arc<Table>,
+    table: Arc<Mutex<Table<Arc<Memory>>>>,
+    /// [`NOTES`] bytes for each of [`UNREAD`] messages, in turn.
     notes: Memory,
+    turn: usize,
+    unread: VecDeque<Unread>,
 }
 
 impl Sources {
     pub(crate) fn new(endpoint: &Endpoint) -> Option<Sources> {
-        let notes = endpoint.register(NOTES, false).inspect_err(|error| warn_of(NOTES, error)).ok()?;
-        Some(Sources { table: Arc::default(), notes })
+        let bytes = UNREAD * NOTES;
+        let notes = endpoint.register(bytes, false).inspect_err(|error| warn_of(bytes, error)).ok()?;
+        Some(Sources { table: Arc::default(), notes, turn: 0, unread: VecDeque::new() })
     }
 
     /// Memory of `bytes` bytes.
     pub(crate) fn lend(&self, endpoint: &Endpoint, bytes: usize) -> Option<Box<dyn LentMemory>> {
         let memory = endpoint.register(bytes, false).inspect_err(|error| warn_of(bytes, error)).ok()?;
-        let at = memory.address() as usize;
-        lock(&self.table).insert(at, (at + bytes, memory.local_key()));
+        let (at, memory) = (memory.address() as usize, Arc::new(memory));
+        lock(&self.table).insert(at, (at + bytes, Arc::clone(&memory)));
         Some(Box::new(Source { memory, table: Arc::clone(&self.table) }))
     }
 
-    /// What a message is gathered from, if enough of it lies in lent memory, and little elsewhere. That little is copied: no
-    /// request that names what this answered before may be in flight.
-    pub(crate) fn gather(&mut self, message: &[&[u8]], pieces: &mut Vec<Sge>) -> bool {
-        let (table, notes) = (lock(&self.table), &mut self.notes);
+    /// Whether one more message can be gathered.
+    pub(crate) fn has_room(&self) -> bool {
+        self.unread.len() < UNREAD
+    }
+
+    /// What a message is gathered from, and the memory to be kept for it, if enough of it lies in lent memory, and little elsewhere.
+    /// That little is copied to where the device has read all, if [`Self::has_room`].
+    pub(crate) fn gather(&mut self, message: &[&[u8]], pieces: &mut Vec<Sge>) -> Option<Vec<Arc<Memory>>> {
+        let (table, notes, from) = (lock(&self.table), &mut self.notes, self.turn * NOTES);
         let (address, lkey) = (notes.address(), notes.local_key());
+        let mut kept: Vec<Arc<Memory>> = Vec::new();
         arrange(
             message,
             pieces,
-            |part| key_of(&table, part),
+            |part| {
+                let memory = holder(&table, part)?;
+                if kept.last().is_none_or(|last| !Arc::ptr_eq(last, memory)) {
+                    kept.push(Arc::clone(memory));
+                }
+                Some(memory.local_key())
+            },
             |at, part| {
-                notes.put(at, part);
-                (address + at as u64, lkey)
+                notes.put(from + at, part);
+                (address + (from + at) as u64, lkey)
             },
         )
+        .then_some(kept)
+    }
+
+    /// What was gathered last is being written: by this `send`, up to this position.
+    pub(crate) fn posted(&mut self, send: u64, end: u64, memory: Vec<Arc<Memory>>) {
+        self.turn = (self.turn + 1) % UNREAD;
+        self.unread.push_back(Unread { send, end, _memory: memory });
+    }
+
+    /// The device has read all that was written up to this position.
+    pub(crate) fn read(&mut self, up_to: u64) {
+        while self.unread.front().is_some_and(|message| message.end <= up_to) {
+            self.unread.pop_front();
+        }
+    }
+
+    /// The device reads nothing any more.
+    pub(crate) fn read_all(&mut self) {
+        self.unread.clear();
+    }
+
+    /// Whether it has read all that was sent up to this `send`.
+    pub(crate) fn is_settled(&self, send: u64) -> bool {
+        self.unread.front().is_none_or(|message| message.send > send)
     }
 }
 
@@ -174,7 +227,7 @@ impl Sources {
 fn arrange(
     message: &[&[u8]],
     pieces: &mut Vec<Sge>,
-    key: impl Fn(&[u8]) -> Option<u32>,
+    mut key: impl FnMut(&[u8]) -> Option<u32>,
     mut note: impl FnMut(usize, &[u8]) -> (u64, u32),
 ) -> bool {
     pieces.clear();
@@ -205,20 +258,20 @@ fn arrange(
 
 /// What a sender's caller has.
 struct Source {
-    memory: Memory,
-    table: Arc<Table>,
+    memory: Arc<Memory>,
+    table: Arc<Mutex<Table<Arc<Memory>>>>,
 }
 
 impl LentMemory for Source {
     fn bytes(&self) -> &[u8] {
         let (at, len) = (self.memory.place(0, self.memory.len()), self.memory.len());
-        // SAFETY: the memory is this one's; others only read it, in a `send` that borrows it.
+        // SAFETY: the memory is this one's; the device only reads it.
         unsafe { std::slice::from_raw_parts(at.as_ptr(), len) }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         let (at, len) = (self.memory.place(0, self.memory.len()), self.memory.len());
-        // SAFETY: as above, and no `send` borrows it now.
+        // SAFETY: as above. What the device reads of a message that is not settled are some bytes.
         unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), len) }
     }
 }
@@ -236,7 +289,7 @@ mod tests {
 
     /// As [`Sources::gather`], with two pieces of lent memory, and notes at address 0.
     fn arranged(lent: &[&[u8]], message: &[&[u8]]) -> Option<Vec<(u64, u32, u32)>> {
-        let mut table = BTreeMap::new();
+        let mut table = Table::new();
         for (key, memory) in (1..).zip(lent) {
             let at = memory.as_ptr() as usize;
             table.insert(at, (at + memory.len(), key));
@@ -245,7 +298,7 @@ mod tests {
         let direct = arrange(
             message,
             &mut pieces,
-            |part| key_of(&table, part),
+            |part| holder(&table, part).copied(),
             |at, part| {
                 assert_eq!(at, notes.len());
                 notes.extend_from_slice(part);
@@ -286,7 +339,7 @@ mod tests {
     #[test]
     fn only_what_lies_in_it_whole_is_lent_memory() {
         let memory = [0; 100];
-        let mut table = BTreeMap::new();
+        let mut table = Table::new();
         let at = memory.as_ptr() as usize;
         table.insert(at + 10, (at + 20, 7));
         table.insert(at + 20, (at + 30, 8));
@@ -302,9 +355,9 @@ mod tests {
             (30, 31, None),
             (0, 5, None),
         ] {
-            assert_eq!(key_of(&table, &memory[from..to]), key, "{from}..{to}");
+            assert_eq!(holder(&table, &memory[from..to]).copied(), key, "{from}..{to}");
         }
         table.remove(&(at + 10));
-        assert_eq!(key_of(&table, &memory[10..20]), None);
+        assert_eq!(holder(&table, &memory[10..20]), None);
     }
 }

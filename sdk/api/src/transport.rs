@@ -61,13 +61,14 @@ pub trait Link: Send {
 
 /// Ends a link.
 pub trait LinkAbort: Send + Sync {
-    /// Every call on the link's channels that waits now or is made later returns `PeerLost`, and so does the link's `open`.
+    /// Every call on the link's channels that waits now or is made later returns `PeerLost`, and so does the link's `open`; only a
+    /// [`ChannelTx::settle`] that has nothing to wait for need not.
     /// What had arrived is not handed out any more. The other side's calls become `PeerLost`. Idempotent.
     fn abort(&self);
 }
 
-/// Memory that belongs to a transport, which its device reads or writes by itself. It is the borrower's alone until it is dropped, and
-/// may outlive channel and link.
+/// Memory that belongs to a transport, which its device reads or writes by itself. It is the borrower's alone until it is dropped, but
+/// for what [`ChannelTx::settle`] is asked about, and may outlive channel and link.
 pub trait LentMemory: Send {
     /// All of it. The same place each time.
     fn bytes(&self) -> &[u8];
@@ -84,11 +85,25 @@ pub trait ChannelTx: Send {
     ///
     /// What one call sends after its first part can be taken whole by [`ChannelRx::recv_lent`]: a frame's header is such a first
     /// part, and its payload the others.
+    ///
+    /// All of `parts` is the caller's again when this returns, except what lies in memory that [`Self::memory`] has answered:
+    /// that may be read until [`Self::settle`] says otherwise, and what is written there before may go instead.
     fn send(&mut self, parts: &[&[u8]]) -> Result<(), PluginError>;
 
-    /// Memory of `bytes` bytes, all zero, that `send` need not copy from. `None`: the transport has none.
+    /// Memory of `bytes` bytes, all zero, that `send` need not copy from. `None`: the transport has none. It may be dropped at any
+    /// time: the transport keeps it for as long as its device may read there.
     fn memory(&mut self, _bytes: usize) -> Option<Box<dyn LentMemory>> {
         None
+    }
+
+    /// Waits until nothing reads what any `send` but the last `sends` has taken from [`Self::memory`]: it may be written to again.
+    /// That says nothing about the other side having received anything.
+    ///
+    /// Who sends calls it, with the guest paused or running; `0` leaves none out. Blocks while the other side or the link is slower,
+    /// and fails as `send` does, if there is something to wait for: where there is not, a channel that has ended may answer `Ok`.
+    /// Once a call of this channel has failed, or the channel is dropped, nothing that it sent is read any more. Idempotent.
+    fn settle(&mut self, _sends: usize) -> Result<(), PluginError> {
+        Ok(())
     }
 }
 

@@ -62,11 +62,16 @@ suite! { $ transport for TransportBench, transport, by desk, child peer_that_cra
     bytes_arrive_whole_and_in_order
         "what is sent arrives, in order, both ways at once, from nothing to some MiB and however it is cut into parts"
     lent_memory_carries_what_was_sent
-        "what is sent from memory that the transport lends, or taken in such, arrives like everything else, whatever is mixed with \
-         it; when `send` returns, the memory is the sender's again"
+        "what is sent from memory that the transport lends, or taken in such, arrives like everything else, whatever is mixed with it"
     lent_memory_is_the_borrowers_alone
         "nothing writes to lent memory while somebody has it, and it outlives its link: what came late would change a checkpoint \
          that was checked"
+    settled_memory_is_the_senders
+        "once `settle` says so, nobody reads what was sent from lent memory: the next batch is captured there; who drops it need \
+         not even ask"
+    settle_ends_with_the_link
+        "`settle` on a link that has ended is over at once, with `PeerLost` if it has to fail: a hung wire must not keep a guest's \
+         staging memory"
     channels_are_apart
         "each channel has its own bytes: a checkpoint's page must not come out where a heartbeat is due"
     bulk_never_delays_control

@@ -123,9 +123,11 @@ impl End {
             }
             "checkpoints" => return self.send_checkpoints(number()),
             "verify" => return self.verify_checkpoints(number()),
+            "post" => self.post()?,
+            "settle" => self.in_background(words[1], settle),
             "flood" => self.in_background(words[1], flood),
             "drain" => self.in_background(words[1], drain),
-            "bulk" => return self.send_bulk(number()),
+            "bulk" => return self.send_bulk(number(), words[2].parse().unwrap()),
             "sink" => return self.take_bulk(number()),
             "ask" => return self.ask(number()),
             "answer" => return self.answer(number()),
@@ -152,6 +154,7 @@ impl End {
             let head = [number, pages_of(number), sum].map(u64::to_le_bytes).concat();
             let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(data.chunks(PAGE_SIZE)).collect();
             tx.send(&parts)?;
+            tx.settle(0)?;
             if let Some(due) = number.checked_sub(IN_FLIGHT) {
                 assert_eq!(word(acknowledged.as_mut())?, due);
             }
@@ -179,20 +182,31 @@ impl End {
         Ok(format!("{count} whole, {lent} of them in lent memory"))
     }
 
-    /// Sends `count` pages in batches of 256, as the engine does, and waits until they are there.
-    fn send_bulk(&mut self, count: u64) -> Result<String, PluginError> {
+    /// Sends `count` pages in batches of 256, hashed, as the engine does, and waits until they are there. So many batches may be
+    /// read while the next one is hashed.
+    fn send_bulk(&mut self, count: u64, unsettled: usize) -> Result<String, PluginError> {
         let (mut tx, mut rx) = self.take("pages");
         let memory = memory(tx.as_mut(), BATCH * PAGE_SIZE);
-        let parts: Vec<&[u8]> =
-            std::iter::once(&[0; 8][..]).chain(memory.bytes().chunks(PAGE_SIZE)).collect();
+        let pages = memory.bytes().chunks(PAGE_SIZE);
         let begun = Instant::now();
         for _ in 0..count / 256 {
+            let hash = xxh3_64(memory.bytes()).to_le_bytes();
+            let parts: Vec<&[u8]> = std::iter::once(&hash[..]).chain(pages.clone()).collect();
             tx.send(&parts)?;
+            tx.settle(unsettled)?;
         }
         word(rx.as_mut())?;
         let took = begun.elapsed();
         self.channels.insert("pages".to_owned(), (tx, rx));
         Ok(format!("{:.3} MB/s", (count * PAGE_SIZE as u64) as f64 / took.as_secs_f64() / 1e6))
+    }
+
+    /// Sends from memory that is gone when the device reads it.
+    fn post(&mut self) -> Result<(), PluginError> {
+        let (tx, _rx) = self.channels.get_mut("pages").unwrap();
+        let mut memory = memory(tx.as_mut(), FLOOD * PAGE_SIZE);
+        number_pages(memory.bytes_mut(), 0);
+        tx.send(&[&(FLOOD as u64).to_le_bytes(), memory.bytes()])
     }
 
     fn take_bulk(&mut self, count: u64) -> Result<String, PluginError> {
@@ -248,21 +262,34 @@ impl End {
     }
 }
 
-/// Sends pages until that fails.
+/// Writes the numbers from `first` on into pages.
+fn number_pages(pages: &mut [u8], first: u64) {
+    for (number, page) in (first..).zip(pages.chunks_exact_mut(PAGE_SIZE)) {
+        page[..8].copy_from_slice(&number.to_le_bytes());
+        page[PAGE_SIZE - 8..].copy_from_slice(&number.to_le_bytes());
+    }
+}
+
+/// Sends pages until that fails: each batch while the one before is read.
 fn flood((mut tx, _rx): Channel, tag: &str) -> Result<(), PluginError> {
-    let mut batch = memory(tx.as_mut(), FLOOD * PAGE_SIZE);
-    let mut number = 0u64;
+    let mut batches = [(); 2].map(|()| memory(tx.as_mut(), FLOOD * PAGE_SIZE));
+    let mut number = 0;
     loop {
-        for page in batch.bytes_mut().chunks_exact_mut(PAGE_SIZE) {
-            page[..8].copy_from_slice(&number.to_le_bytes());
-            page[PAGE_SIZE - 8..].copy_from_slice(&number.to_le_bytes());
-            number += 1;
-        }
+        let [batch, _] = &mut batches;
+        number_pages(batch.bytes_mut(), number);
+        number += FLOOD as u64;
         let head = number.to_le_bytes();
         let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(batch.bytes().chunks(PAGE_SIZE)).collect();
         tx.send(&parts)?;
+        tx.settle(1)?;
+        batches.reverse();
         println!("{tag} sent {number}");
     }
+}
+
+/// Waits until what was posted has been read.
+fn settle((mut tx, _rx): Channel, _: &str) -> Result<(), PluginError> {
+    tx.settle(0)
 }
 
 /// Takes what [`flood`] sends until that fails, and looks at each page. The last batches are kept, and looked at again when the

@@ -191,6 +191,35 @@ fn a_cable_that_stays_pulled_is_a_lost_peer_and_a_new_link_comes_with_it() {
 }
 
 #[test]
+fn what_is_sent_is_read_later_or_who_waits_for_that_is_told() {
+    let pair = Pair::start();
+    let cable = |is_there| pair.lab.hosts[1].link(is_there).unwrap();
+    let mut ends = pair.ends();
+    ends.link(&["control", "pages"]);
+    cable(false);
+    // Returns, and the memory is dropped.
+    tell(&mut ends.primary, "post");
+    cable(true);
+    let takes = tell(&mut ends.standby, "drain");
+    ends.standby.wait_for(&format!("{takes} lent 64\n")).unwrap();
+
+    for (ends_it, why) in [
+        (Some("abort"), "The link was ended on this side"),
+        (None, "The other host's memory is out of reach: "),
+    ] {
+        ends.both("drop", "drop");
+        ends.link(&["control", "pages"]);
+        cable(false);
+        tell(&mut ends.primary, "post");
+        let waits = tell(&mut ends.primary, "settle");
+        ends_it.iter().for_each(|line| drop(tell(&mut ends.primary, line)));
+        ends.primary.wait_for(&format!("{waits} failed: PeerLost {why}")).unwrap();
+        cable(true);
+        tell(&mut ends.standby, "abort");
+    }
+}
+
+#[test]
 fn memory_that_must_not_be_locked_is_named() {
     let pair = Pair::start();
     let mut words =

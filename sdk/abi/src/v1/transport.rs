@@ -54,6 +54,7 @@ pub trait AbortV1: Send + Sync {
 pub trait ChannelTxV1: Send {
     fn send(&mut self, parts: RSlice<'_, RSlice<'_, u8>>) -> Answer<()>;
     fn memory(&mut self, bytes: u64) -> Answer<ROption<MemoryBox>>;
+    fn settle(&mut self, sends: u64) -> Answer<()>;
 }
 
 /// [`ChannelRx`]
@@ -162,6 +163,10 @@ impl ChannelTxV1 for Exported<Box<dyn ChannelTx>> {
     fn memory(&mut self, bytes: u64) -> Answer<ROption<MemoryBox>> {
         let memory = self.call(|tx| Ok(tx.memory(bytes as usize)));
         memory.map(|m| m.map(|m| MemoryV1_TO::from_value(self.part(m), sabi_trait::TD_Opaque)).into())
+    }
+
+    fn settle(&mut self, sends: u64) -> Answer<()> {
+        self.call(|tx| tx.settle(sends as usize))
     }
 }
 
@@ -288,6 +293,10 @@ impl ChannelTx for ImportedTx {
     fn memory(&mut self, bytes: usize) -> Option<Box<dyn LentMemory>> {
         // A plugin that has panicked has none; its next `send` says so.
         import_memory(self.0.memory(bytes as u64)).ok().flatten()
+    }
+
+    fn settle(&mut self, sends: usize) -> Result<(), PluginError> {
+        native(self.0.settle(sends as u64))
     }
 }
 

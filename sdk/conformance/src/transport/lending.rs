@@ -115,6 +115,7 @@ fn send_messages(mut tx: Box<dyn ChannelTx>, stream: u32) -> Result<Box<dyn Chan
         let parts = parts.map(|(part, is_lent)| if is_lent { &memory.bytes()[part] } else { &body[part] });
         let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(parts).collect();
         tx.send(&parts).map_err(failed("send"))?;
+        tx.settle(0).map_err(failed("settle"))?;
         // Who still read it would send this.
         memory.bytes_mut()[..len].fill(0xdd);
         at += 8 + len;
@@ -164,6 +165,7 @@ pub(super) fn lent_memory_is_the_borrowers_alone<B: TransportBench>(desk: &mut D
         let mut memory = memory(tx.as_mut(), LEN)?;
         memory.bytes_mut().copy_from_slice(&bytes(1, 0, LEN));
         tx.send(&[b"head", memory.bytes()]).map_err(failed("send"))?;
+        tx.settle(0).map_err(failed("settle"))?;
         memory.bytes_mut().fill(0x77);
         loop {
             if let Err(error) = tx.send(&[b"head", memory.bytes()]) {
@@ -199,6 +201,79 @@ pub(super) fn lent_memory_is_the_borrowers_alone<B: TransportBench>(desk: &mut D
     for memory in kept.iter_mut().chain([&mut source]) {
         memory.bytes_mut().fill(0x99);
         expect_kept(memory.as_ref(), &[0x99; LEN], "lent memory that was written to")?;
+    }
+    Ok(())
+}
+
+pub(super) fn settled_memory_is_the_senders<B: TransportBench>(desk: &mut Desk<B>) -> Seen {
+    const LEN: usize = 512 << 10;
+    const ROUNDS: usize = 24;
+    let has_more = |round| round % 3 == 2;
+    let (_listener, _pair, (mut tx, near), (far, mut rx)) = desk.lending_channel("pages", BUFFERS, BYTES)?;
+    let sender = desk.spawn("a `send` or `settle`", move || {
+        let mut memories = [memory(tx.as_mut(), LEN)?, memory(tx.as_mut(), LEN)?];
+        for round in 0..ROUNDS {
+            let [free, _] = &mut memories;
+            free.bytes_mut().copy_from_slice(&bytes(1, round * LEN, LEN));
+            tx.send(&[b"head", free.bytes()]).map_err(failed("send"))?;
+            tx.settle(1).map_err(failed("settle"))?;
+            memories.reverse();
+            let [settled, last] = &mut memories;
+            // Who still read it would send this.
+            settled.bytes_mut().fill(0xdd);
+            if has_more(round) {
+                tx.send(&[b"more"]).map_err(failed("send"))?;
+                tx.settle(1).map_err(failed("settle"))?;
+                last.bytes_mut().fill(0xee);
+            }
+        }
+        let mut dropped = memory(tx.as_mut(), LEN)?;
+        dropped.bytes_mut().copy_from_slice(&bytes(1, ROUNDS * LEN, LEN));
+        tx.send(&[b"head", dropped.bytes()]).map_err(failed("send"))?;
+        drop(dropped);
+        tx.send(&[b"last"]).map_err(failed("send"))?;
+        Ok(tx)
+    });
+    let receiver = desk.spawn("`recv_lent`", move || {
+        let word = |rx: &mut dyn ChannelRx| rx.recv(&mut [0; 4]).map_err(failed("recv"));
+        for round in 0..=ROUNDS {
+            word(rx.as_mut())?;
+            take(rx.as_mut(), 1, round * LEN, LEN)?;
+            if has_more(round) {
+                word(rx.as_mut())?;
+            }
+        }
+        word(rx.as_mut())?;
+        Ok(rx)
+    });
+    let _rx = receiver.wait()?;
+    let _tx = sender.wait()?;
+    drop((near, far));
+    Ok(())
+}
+
+pub(super) fn settle_ends_with_the_link<B: TransportBench>(desk: &mut Desk<B>) -> Seen {
+    for is_ours in [true, false] {
+        let (_listener, pair, (mut tx, _near), _far) = desk.lending_channel("pages", BUFFERS, BYTES)?;
+        let sender = desk.spawn("a `send` or `settle` whose link had ended", move || {
+            let mut memory = memory(tx.as_mut(), BYTES)?;
+            let lost = |e, what| expect_code::<()>(Err(e), ErrorCode::PeerLost, what);
+            // Nobody takes it.
+            let error = loop {
+                if let Err(error) = tx.send(&[b"head", memory.bytes()]) {
+                    break error;
+                }
+            };
+            lost(error, "a `send` that waited")?;
+            for _ in 0..2 {
+                tx.settle(0).or_else(|e| lost(e, "a `settle` after its link"))?;
+            }
+            memory.bytes_mut().fill(0x99);
+            expect_kept(memory.as_ref(), &[0x99; BYTES], "memory to send from, after its link,")
+        });
+        sender.await_sleep();
+        if is_ours { &pair.primary } else { &pair.standby }.aborter().abort();
+        sender.wait()?;
     }
     Ok(())
 }

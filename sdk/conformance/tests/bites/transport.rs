@@ -24,6 +24,8 @@ pub(crate) enum Fault {
     TurnsPartsRound,
     CutsLentMemory,
     TakesLentMemoryBack,
+    ReadsSettledMemory,
+    SettlesADeadLinkNever,
     MixesTwoChannels,
     HoldsOneLockForAll,
     HoldsALockForBothWays,
@@ -41,7 +43,7 @@ pub(crate) enum Fault {
 }
 
 /// The rule that each fault breaks.
-const BROKEN: Broken<Fault, 21> = [
+const BROKEN: Broken<Fault, 23> = [
     (Fault::CallsAbsenceALoss, "nobody_there_is_a_time_out"),
     (Fault::TriesOnce, "a_primary_waits_for_its_standby"),
     (Fault::TakesNobodyForAnError, "nobody_came_is_none"),
@@ -49,6 +51,8 @@ const BROKEN: Broken<Fault, 21> = [
     (Fault::TurnsPartsRound, "bytes_arrive_whole_and_in_order"),
     (Fault::CutsLentMemory, "lent_memory_carries_what_was_sent"),
     (Fault::TakesLentMemoryBack, "lent_memory_is_the_borrowers_alone"),
+    (Fault::ReadsSettledMemory, "settled_memory_is_the_senders"),
+    (Fault::SettlesADeadLinkNever, "settle_ends_with_the_link"),
     (Fault::MixesTwoChannels, "channels_are_apart"),
     (Fault::HoldsOneLockForAll, "bulk_never_delays_control"),
     (Fault::HoldsALockForBothWays, "a_stuck_sender_still_hears"),
