@@ -11,12 +11,15 @@
 //! They are measured in turn, through each front-end, and the best of each counts: what disturbs a machine makes figures worse, never
 //! better. A replicated write counts when its epoch is committed, a copied one when the other side has written it. All images are read
 //! and written the same way: past the page cache, or through it. A plugin that is not made of an image alone, such as `drbd`, gets the
-//! disks that the user names, and so does what it is compared with; what is not named is not measured. The standby's work takes the processors of the same machine here, and
-//! where its image is on the same disk, half of that; so the processor time of each side is told, too.
+//! disks that the user names, and so does what it is compared with; what is not named is not measured.
+//!
+//! The standby's work takes the processors of the same machine here, and where its image is on the same disk, half of that; so the
+//! processor time of each side is told, too. As on two hosts each side can have processors of its own (`apart`).
 //!
 //! A disk may write faster than one connection carries. The export alone is then a floor that no replication can reach; the bare copy
 //! (`copy`) is the one that has the link in it.
 
+mod apart;
 mod channel;
 mod client;
 mod copy;
@@ -28,6 +31,7 @@ mod storage;
 mod vhost;
 
 use crate::quantiles;
+use apart::Apart;
 use aventine_api::{BlockDevice, ConfigError, Kind, PluginEntry, PluginError};
 use aventine_disk_common::image::{Image, ImageError, OpenError};
 use aventine_export::ExportError;
@@ -117,6 +121,12 @@ pub enum BenchError {
     /// The system does not tell.
     #[error("The processor time of threads cannot be read")]
     Cpu(#[source] io::Error),
+    /// Nothing to divide.
+    #[error("There is one processor only: both sides must share it")]
+    OneProcessor,
+    /// The system does not let threads stay where they are put.
+    #[error("The two sides cannot be put on processors of their own")]
+    Apart(#[source] io::Error),
     /// No connection between the two sides.
     #[error("Cannot connect to this machine itself")]
     Channel(#[source] io::Error),
@@ -201,6 +211,8 @@ pub struct Options {
     pub cached: bool,
     /// Where the disks are.
     pub storage: Storage,
+    /// Half of the processors for the standby's side, and for the bare copy's; the others for all else.
+    pub apart: bool,
 }
 
 /// What a disk costs.
@@ -219,6 +231,8 @@ pub struct Figures {
     pub direct: Option<bool>,
     /// Processors that both sides, the client and the servers share.
     pub processors: usize,
+    /// Whether the standby's side had half of them for itself.
+    pub apart: bool,
     /// Time of `pausing` and `seal` of an epoch of 100 writes, in microseconds: median and 99 %.
     pub seal_us: [f64; 2],
     /// Payload bytes sent to the standby for each byte written.
@@ -273,12 +287,13 @@ fn find(plugin: &str) -> Result<&'static PluginEntry, BenchError> {
 /// Measures a plugin. Blocks; any user may who may use the disks.
 pub fn measure(plugin: &str, options: &Options) -> Result<Figures, BenchError> {
     find(plugin)?;
+    let apart = options.apart.then(Apart::begin).transpose()?;
     let dir = tempdir().map_err(BenchError::Directory)?;
     let Options { size, cached, time, .. } = *options;
     match &options.storage {
         Storage::Named(named) => {
             let disks = storage::take(plugin, dir.path(), named, size, cached)?;
-            Bench::start(plugin, dir.path(), disks, options)?.figures(plugin, time)
+            Bench::start(plugin, dir.path(), disks, options)?.figures(plugin, time, apart.as_ref())
         }
         Storage::Made { .. } if !takes_image(plugin) => Err(BenchError::NoImage(plugin.to_owned())),
         Storage::Made { standby } => {
@@ -287,7 +302,8 @@ pub fn measure(plugin: &str, options: &Options) -> Result<Figures, BenchError> {
             let standby = standby.as_ref().map(at).transpose()?;
             let standby = standby.as_ref().map_or(dir.path(), TempDir::path);
             let disks = storage::make(dir.path(), standby, size, cached)?;
-            let figures = Bench::start(plugin, dir.path(), disks, options)?.figures(plugin, time)?;
+            let figures =
+                Bench::start(plugin, dir.path(), disks, options)?.figures(plugin, time, apart.as_ref())?;
             let parent = |dir: &Path| dir.parent().map(Path::to_owned);
             Ok(Figures { directory: parent(dir.path()), standby_directory: parent(standby), ..figures })
         }
@@ -348,7 +364,8 @@ impl Bench {
         Ok(Bench { ways, pair, copied, _qemu_nbd: qemu_nbd, direct, size, sent_per_written: 0.0 })
     }
 
-    fn figures(mut self, plugin: &str, time: Duration) -> Result<Figures, BenchError> {
+    fn figures(mut self, plugin: &str, time: Duration, apart: Option<&Apart>) -> Result<Figures, BenchError> {
+        apart.map_or(Ok(()), Apart::part)?;
         let seal_us = self.seals()?;
         let mut loads = Vec::new();
         for way in 0..self.ways.len() {
@@ -362,7 +379,9 @@ impl Bench {
             standby_directory: None,
             size: self.size,
             direct: self.direct,
-            processors: available_parallelism().map_or(1, usize::from),
+            processors: apart
+                .map_or_else(|| available_parallelism().map_or(1, usize::from), Apart::processors),
+            apart: apart.is_some(),
             seal_us,
             sent_per_written: self.sent_per_written,
             loads,

@@ -13,8 +13,8 @@
 //!   cannot see anything that the guest said after such a flush before that.
 //! - With `durable = "memory"` every flush is answered at once while epochs commit, and made good when that ends.
 //! - A change is noted in the window of the epoch that it is queued for: `seal` turns the window under the same lock.
-//! - Few bytes wait a moment for more, because a record for each small write would cost more than the write. Whatever an
-//!   epoch's commit waits for does not: a barrier sends all that is queued.
+//! - Few bytes wait a moment for more, because a record for each small write would cost more than the write. Whatever an epoch's commit
+//!   waits for does not: a barrier, as every other note, sends all that is queued before it. So does whoever waits for room.
 //! - Once the queue has ended, nobody waits for it any more.
 
 use crate::blocks::block_of;
@@ -40,9 +40,12 @@ const MAX_CHANGES: usize = 256;
 /// Most bytes of a record: what the processor's caches hold between hashing and sending them, and as much as the longest change has,
 /// so that the standby's buffers fit one as the other.
 pub(crate) const MAX_BYTES: usize = MAX_CHANGE + CHANGE_HEAD;
-/// Bytes that are sent at once, and how long fewer wait for more.
+/// Bytes that are sent at once, and how long fewer wait for more: so long that a steady load seldom lets it come to that, and less
+/// than an epoch.
 const ENOUGH: usize = 256 << 10;
-const LINGER: Duration = Duration::from_millis(1);
+const LINGER: Duration = Duration::from_millis(10);
+/// The part of the queue that the initial copy may fill: it leaves the rest to the guest.
+const COPY_PART: usize = 4;
 
 /// Whoever waits for room is woken once one part in so many is free: all who wait together, and not again after each record only
 /// for one of them to find room.
@@ -72,7 +75,7 @@ impl From<SealError> for PluginError {
 pub(crate) enum Origin {
     /// The guest made it.
     Guest,
-    /// The initial copy: leaves most of the queue to the guest.
+    /// The initial copy.
     Copy,
 }
 
@@ -85,6 +88,8 @@ pub(crate) struct Outbox {
     room: Condvar,
     /// Bytes above which changes wait, and above which the open epoch should end.
     limit: usize,
+    /// [`ENOUGH`], or less: nobody waits for room before so many are queued.
+    enough: usize,
     durable: Durable,
     /// Whether the standby answers.
     asks: bool,
@@ -101,6 +106,8 @@ pub(crate) struct Outbox {
 
 struct State {
     items: VecDeque<Item>,
+    /// How many of them are notes.
+    notes: usize,
     /// Bytes reserved, queued or being sent.
     bytes: usize,
     /// At so many the sending thread, which sleeps, is to be woken.
@@ -116,6 +123,13 @@ struct State {
     /// A flush was answered that has not been made good.
     owed: bool,
     ended: Option<ErrorCode>,
+}
+
+impl State {
+    fn note(&mut self, note: Note) {
+        self.items.push_back(Item::Note(note));
+        self.notes += 1;
+    }
 }
 
 enum Item {
@@ -159,6 +173,7 @@ impl Outbox {
         let description = Description { size, block: block_of(size), asks, point, previous };
         let state = State {
             items: VecDeque::from([Item::Note(Note::Describe(description))]),
+            notes: 1,
             bytes: 0,
             wake_at: usize::MAX,
             open: Epoch::COPY,
@@ -176,6 +191,7 @@ impl Outbox {
             work: Condvar::new(),
             room: Condvar::new(),
             limit,
+            enough: ENOUGH.min(limit / COPY_PART),
             durable,
             asks,
             host,
@@ -196,7 +212,7 @@ impl Outbox {
     /// Waits for room and takes it. `false`: nothing is replicated any more, go on without. The caller holds the lock
     /// of the range that it is about to change, and hands the change to [`Outbox::push`].
     pub(crate) fn reserve(&self, bytes: usize, origin: Origin) -> bool {
-        let limit = if origin == Origin::Guest { self.limit } else { self.limit / 4 };
+        let limit = if origin == Origin::Guest { self.limit } else { self.limit / COPY_PART };
         let full = |s: &mut State| {
             let hurried = s.pausing && origin == Origin::Guest;
             s.ended.is_none() && !hurried && s.bytes >= limit
@@ -259,7 +275,7 @@ impl Outbox {
         let mut state = lock(&self.state);
         if state.ended.is_none() {
             state.copy_queued = true;
-            state.items.push_back(Item::Note(Note::Copied { covers }));
+            state.note(Note::Copied { covers });
             self.work.notify_one();
         }
     }
@@ -269,7 +285,7 @@ impl Outbox {
         let mut state = lock(&self.state);
         if state.ended.is_none() {
             let epoch = state.open;
-            state.items.push_back(Item::Note(Note::Check { epoch, check }));
+            state.note(Note::Check { epoch, check });
             drop(state);
             self.work.notify_one();
         }
@@ -304,7 +320,7 @@ impl Outbox {
         }
         let owed = self.durable == Durable::Flush && std::mem::take(&mut state.owed);
         let next = self.history.turn(state.sealed == Epoch::COPY);
-        state.items.push_back(Item::Note(Note::Barrier { epoch, owed, next }));
+        state.note(Note::Barrier { epoch, owed, next });
         state.sealed = epoch;
         state.open = epoch.next();
         state.open_bytes = 0;
@@ -330,6 +346,7 @@ impl Outbox {
         state.ended = Some(code);
         state.pausing = false;
         state.items.clear();
+        state.notes = 0;
         state.bytes = 0;
         drop(state);
         self.work.notify_all();
@@ -409,16 +426,19 @@ impl Outbox {
             s.items.is_empty() && s.ended.is_none()
         };
         let few = |s: &mut State| {
-            s.wake_at = ENOUGH;
-            s.bytes < ENOUGH && matches!(s.items.back(), Some(Item::Change { .. }))
+            s.wake_at = self.enough;
+            s.notes == 0 && s.bytes < self.enough && s.ended.is_none()
         };
         let state = wait_while(&self.work, lock(&self.state), idle);
         let waited = self.work.wait_timeout_while(state, LINGER, few);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
         state.wake_at = usize::MAX;
-        let items = &mut state.items;
+        let State { items, notes, .. } = &mut *state;
         let (epoch, change, mut covers) = match items.pop_front()? {
-            Item::Note(note) => return Some(Batch::Note(note)),
+            Item::Note(note) => {
+                *notes -= 1;
+                return Some(Batch::Note(note));
+            }
             Item::Change { epoch, change, covers } => (epoch, change, covers),
         };
         let mut bytes = change.wire_len();

@@ -29,6 +29,8 @@ const RING: usize = 4 << 20;
 const MOST: usize = 256;
 const MOST_BYTES: usize = 1 << 20;
 const HEAD: usize = 16;
+/// The thread of the other side.
+pub(super) const RECEIVE: &str = "copy receive";
 /// How long the other side may take for what is under way.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -203,7 +205,7 @@ impl Copied {
         let stream = ours.try_clone().map_err(BenchError::Channel)?;
         let copied = Copied { image: Raw(image), ring, stream, threads: Mutex::default() };
         copied.spawn("copy send", move || sending.send_all(&ours))?;
-        copied.spawn("copy receive", move || receiving.receive_all(theirs, &other))?;
+        copied.spawn(RECEIVE, move || receiving.receive_all(theirs, &other))?;
         Ok(copied)
     }
 

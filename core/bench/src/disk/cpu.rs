@@ -1,7 +1,7 @@
 //! Processor time of each side, told apart by the names of its threads.
 
 use super::BenchError;
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::io;
 use std::time::Duration;
 
@@ -25,14 +25,7 @@ pub(super) struct Cpu {
 impl Cpu {
     pub(super) fn now() -> Result<Cpu, BenchError> {
         let mut cpu = Cpu::default();
-        for thread in fs::read_dir("/proc/self/task").map_err(BenchError::Cpu)? {
-            let thread = thread.map_err(BenchError::Cpu)?.path();
-            let read = |file| match fs::read_to_string(thread.join(file)) {
-                // It has ended meanwhile.
-                Err(e) if matches!(e.raw_os_error(), Some(2 | 3)) => Ok(String::new()),
-                other => other.map_err(BenchError::Cpu),
-            };
-            let name = read("comm")?;
+        for (id, name) in threads()? {
             let sides = [
                 (EXPORT, &mut cpu.export),
                 (PRIMARY, &mut cpu.primary),
@@ -40,7 +33,7 @@ impl Cpu {
                 (WORKER, &mut cpu.worker),
             ];
             if let Some((_, side)) = sides.into_iter().find(|(part, _)| name.contains(part)) {
-                *side += nanoseconds(&read("schedstat")?).map_err(BenchError::Cpu)?;
+                *side += nanoseconds(&read(&id, "schedstat")?).map_err(BenchError::Cpu)?;
             }
         }
         Ok(cpu)
@@ -53,6 +46,24 @@ impl Cpu {
             standby: self.standby.saturating_sub(before.standby),
             worker: self.worker.saturating_sub(before.worker),
         }
+    }
+}
+
+/// This process' threads: numbers and names.
+pub(super) fn threads() -> Result<Vec<(String, String)>, BenchError> {
+    let named = |thread: io::Result<DirEntry>| {
+        let id = thread.map_err(BenchError::Cpu)?.file_name().to_string_lossy().into_owned();
+        let name = read(&id, "comm")?;
+        Ok((id, name))
+    };
+    fs::read_dir("/proc/self/task").map_err(BenchError::Cpu)?.map(named).collect()
+}
+
+/// A file of a thread; nothing if it has ended meanwhile.
+fn read(id: &str, file: &str) -> Result<String, BenchError> {
+    match fs::read_to_string(format!("/proc/self/task/{id}/{file}")) {
+        Err(e) if matches!(e.raw_os_error(), Some(2 | 3)) => Ok(String::new()),
+        other => other.map_err(BenchError::Cpu),
     }
 }
 

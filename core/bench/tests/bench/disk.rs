@@ -10,7 +10,7 @@ use std::time::Duration;
 fn options() -> Options {
     let frontends = vec![Frontend::Nbd, Frontend::VhostUser];
     let storage = Storage::Made { standby: None };
-    Options { size: 16 << 20, time: Duration::ZERO, frontends, cached: false, storage }
+    Options { size: 16 << 20, time: Duration::ZERO, frontends, cached: false, storage, apart: false }
 }
 
 #[test]
@@ -39,6 +39,16 @@ fn every_load_runs_on_every_server() {
         assert!(qemu_nbd.is_none() || frontend == Frontend::Nbd, "{load}");
         assert_eq!(ratio_to_qemu_nbd, qemu_nbd.map(|rate| replicated / rate), "{load}");
     }
+}
+
+#[test]
+fn each_side_has_processors_of_its_own_and_they_are_shared_again() {
+    let all = std::thread::available_parallelism().unwrap().get();
+    match measure("block-remus", &Options { apart: true, ..options() }) {
+        Ok(figures) => assert!(figures.apart && figures.processors >= all, "{} of {all}", figures.processors),
+        Err(error) => assert!(matches!(error, BenchError::OneProcessor) && all == 1, "{error}"),
+    }
+    assert_eq!(std::thread::available_parallelism().unwrap().get(), all);
 }
 
 #[test]

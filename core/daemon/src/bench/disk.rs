@@ -27,7 +27,8 @@ process. Measured in turn with it:
   qemu-nbd   an image behind qemu-nbd, where that is installed
 Four images of this size, the standby's and the copy's are made in a temporary directory, which TMPDIR chooses. The last two take
 half of what a disk can write; --standby-dir puts them on another one, or into memory. Both sides share this machine's processors,
-too: the last columns tell what each would take of its own. Takes two minutes if nothing else is chosen.
+too: the last columns tell what each would take of its own, and --apart gives the standby's side half of them, as if it were
+another host. Takes two minutes if nothing else is chosen.
 
 A plugin that is not made of an image alone is given the disks to measure, as the second example does: its table on each side, and
 disks of the same kind for `export` and `copy`; what is not given is not measured. For `drbd` that is a pair of resources of this
@@ -82,6 +83,9 @@ pub(crate) struct Arguments {
     /// Read and write the images through the page cache; past it otherwise, where their file system allows that
     #[arg(long)]
     cached: bool,
+    /// Give the standby's side half of the processors for itself
+    #[arg(long)]
+    apart: bool,
     /// How long each kind of request is measured on each server
     #[arg(long, value_name = "N", default_value = "2", value_parser = seconds)]
     seconds: Duration,
@@ -154,11 +158,18 @@ fn options(arguments: &Arguments) -> Options {
             copy: arguments.copy_disks.clone().try_into().ok(),
         }),
     };
-    Options { size: arguments.size, time: arguments.seconds, frontends, cached: arguments.cached, storage }
+    Options {
+        size: arguments.size,
+        time: arguments.seconds,
+        frontends,
+        cached: arguments.cached,
+        storage,
+        apart: arguments.apart,
+    }
 }
 
 fn tell_disk(figures: &Figures) {
-    let Figures { plugin, directory, standby_directory, size, direct, processors, .. } = figures;
+    let Figures { plugin, directory, standby_directory, size, direct, processors, apart, .. } = figures;
     let Figures { seal_us: [median, most], sent_per_written, loads, .. } = figures;
     let way = if *direct == Some(true) { "past" } else { "through" };
     print(format_args!(
@@ -176,7 +187,8 @@ fn tell_disk(figures: &Figures) {
             direct.map_or(String::new(), |_| format!("; those without replication {way} the page cache"))
         )),
     }
-    print(format_args!("client, servers and standby share {processors} processors"));
+    let how = if *apart { "the standby's side has half of" } else { "client, servers and standby share" };
+    print(format_args!("{how} {processors} processors"));
     let mut frontend = None;
     for load in loads {
         if frontend.replace(load.frontend) != Some(load.frontend) {
