@@ -62,8 +62,8 @@ impl Loop<'_> {
         self.parts.networks.iter_mut().for_each(|(_, n)| n.pausing());
         self.paused_at = Instant::now();
         let captured = self.checkpoint();
-        // After the final epoch of a handover nothing may happen here any more.
-        let resumed = match captured.is_ok() && self.machine.is_final() {
+        // After the final epoch of a handover nothing may happen here any more, nor once the guest is the other side's.
+        let resumed = match captured.is_ok() && self.machine.is_final() || self.is_elsewhere() {
             true => Ok(()),
             false => self.parts.guest.resume().during("guest", "resuming"),
         };
@@ -157,6 +157,11 @@ impl Loop<'_> {
         }
         self.report_due();
         if self.may_go_on() { Ok(()) } else { Err(Failure::Pointless) }
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        use PrimaryState::{Fenced, HandedOver, Yielded};
+        matches!(self.machine.state(), Fenced | HandedOver | Yielded)
     }
 
     fn may_go_on(&self) -> bool {

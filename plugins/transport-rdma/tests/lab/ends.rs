@@ -17,7 +17,7 @@ use std::io::stdin;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 /// Longest that anything may take: these machines are slow.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -150,7 +150,7 @@ impl End {
         for number in 0..count {
             let data = &mut memory.bytes_mut()[..pages_of(number) as usize * PAGE_SIZE];
             fill(data, number + 1);
-            let (data, sum) = (&*data, xxh3_64(data));
+            let (data, sum) = (&*data, XxHash3_64::oneshot(data));
             let head = [number, pages_of(number), sum].map(u64::to_le_bytes).concat();
             let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(data.chunks(PAGE_SIZE)).collect();
             tx.send(&parts)?;
@@ -176,7 +176,7 @@ impl End {
             assert_eq!((number, pages), (due, pages_of(due)));
             let (data, is_lent) = next(rx.as_mut(), pages as usize * PAGE_SIZE)?;
             lent += u64::from(is_lent);
-            assert_eq!(xxh3_64(data.bytes()), sum, "checkpoint {number} is damaged");
+            assert_eq!(XxHash3_64::oneshot(data.bytes()), sum, "checkpoint {number} is damaged");
             acknowledge.send(&[&number.to_le_bytes()])?;
         }
         Ok(format!("{count} whole, {lent} of them in lent memory"))
@@ -190,7 +190,7 @@ impl End {
         let pages = memory.bytes().chunks(PAGE_SIZE);
         let begun = Instant::now();
         for _ in 0..count / 256 {
-            let hash = xxh3_64(memory.bytes()).to_le_bytes();
+            let hash = XxHash3_64::oneshot(memory.bytes()).to_le_bytes();
             let parts: Vec<&[u8]> = std::iter::once(&hash[..]).chain(pages.clone()).collect();
             tx.send(&parts)?;
             tx.settle(unsettled)?;
