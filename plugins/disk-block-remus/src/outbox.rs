@@ -14,7 +14,7 @@
 //! - With `durable = "memory"` every flush is answered at once while epochs commit, and made good when that ends.
 //! - A change is noted in the window of the epoch that it is queued for: `seal` turns the window under the same lock.
 //! - Few bytes wait a moment for more, because a record for each small write would cost more than the write. Whatever an epoch's commit
-//!   waits for does not: a barrier, as every other note, sends all that is queued before it. So does whoever waits for room.
+//!   waits for does not: a barrier, as every other note, sends all that is queued before it.
 //! - Once the queue has ended, nobody waits for it any more.
 
 use crate::blocks::block_of;
@@ -44,8 +44,6 @@ pub(crate) const MAX_BYTES: usize = MAX_CHANGE + CHANGE_HEAD;
 /// than an epoch.
 const ENOUGH: usize = 256 << 10;
 const LINGER: Duration = Duration::from_millis(10);
-/// The part of the queue that the initial copy may fill: it leaves the rest to the guest.
-const COPY_PART: usize = 4;
 
 /// Whoever waits for room is woken once one part in so many is free: all who wait together, and not again after each record only
 /// for one of them to find room.
@@ -75,7 +73,7 @@ impl From<SealError> for PluginError {
 pub(crate) enum Origin {
     /// The guest made it.
     Guest,
-    /// The initial copy.
+    /// The initial copy: leaves most of the queue to the guest.
     Copy,
 }
 
@@ -88,8 +86,6 @@ pub(crate) struct Outbox {
     room: Condvar,
     /// Bytes above which changes wait, and above which the open epoch should end.
     limit: usize,
-    /// [`ENOUGH`], or less: nobody waits for room before so many are queued.
-    enough: usize,
     durable: Durable,
     /// Whether the standby answers.
     asks: bool,
@@ -191,7 +187,6 @@ impl Outbox {
             work: Condvar::new(),
             room: Condvar::new(),
             limit,
-            enough: ENOUGH.min(limit / COPY_PART),
             durable,
             asks,
             host,
@@ -212,7 +207,7 @@ impl Outbox {
     /// Waits for room and takes it. `false`: nothing is replicated any more, go on without. The caller holds the lock
     /// of the range that it is about to change, and hands the change to [`Outbox::push`].
     pub(crate) fn reserve(&self, bytes: usize, origin: Origin) -> bool {
-        let limit = if origin == Origin::Guest { self.limit } else { self.limit / COPY_PART };
+        let limit = if origin == Origin::Guest { self.limit } else { self.limit / 4 };
         let full = |s: &mut State| {
             let hurried = s.pausing && origin == Origin::Guest;
             s.ended.is_none() && !hurried && s.bytes >= limit
@@ -426,8 +421,8 @@ impl Outbox {
             s.items.is_empty() && s.ended.is_none()
         };
         let few = |s: &mut State| {
-            s.wake_at = self.enough;
-            s.notes == 0 && s.bytes < self.enough && s.ended.is_none()
+            s.wake_at = ENOUGH;
+            s.notes == 0 && s.bytes < ENOUGH && s.ended.is_none()
         };
         let state = wait_while(&self.work, lock(&self.state), idle);
         let waited = self.work.wait_timeout_while(state, LINGER, few);

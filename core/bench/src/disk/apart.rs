@@ -70,3 +70,48 @@ impl Drop for Apart {
 fn failed(error: Errno) -> BenchError {
     BenchError::Apart(io::Error::from(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::thread::gettid;
+    use std::sync::mpsc::channel;
+    use std::thread::Builder;
+
+    #[test]
+    fn the_standbys_threads_get_the_second_half_and_all_others_the_first() {
+        let all = sched_getaffinity(None).unwrap();
+        let apart = match Apart::begin() {
+            Ok(apart) => apart,
+            Err(error) => {
+                assert!(matches!(error, BenchError::OneProcessor) && all.count() == 1, "{error}");
+                return;
+            }
+        };
+        let threads = ["standby apply", RECEIVE, "primary send"].map(|name| {
+            let ((tell, told), (end, ended)) = (channel(), channel::<()>());
+            let waits = move || {
+                tell.send(gettid()).unwrap();
+                let _ = ended.recv();
+            };
+            let thread = Builder::new().name(name.into()).spawn(waits).unwrap();
+            (told.recv().unwrap(), end, thread)
+        });
+        apart.part().unwrap();
+        let halves = threads.map(|(id, end, thread)| {
+            let has = sched_getaffinity(Some(id)).unwrap();
+            drop(end);
+            thread.join().unwrap();
+            has
+        });
+        let first = sched_getaffinity(None).unwrap();
+        assert_eq!(halves, [apart.second, apart.second, first]);
+        assert_eq!(
+            (apart.processors() as u32, first.count() + apart.second.count()),
+            (all.count(), all.count())
+        );
+        assert!((0..CpuSet::MAX_CPU).all(|cpu| !(first.is_set(cpu) && apart.second.is_set(cpu))));
+        drop(apart);
+        assert_eq!(sched_getaffinity(None).unwrap(), all);
+    }
+}
