@@ -83,7 +83,7 @@ impl Faulty {
     fn end(&self) {
         let mut state = self.device.lock();
         state.session += 1;
-        state.replicating = false;
+        (state.replicating, state.sending) = (false, false);
         state.queue.clear();
         self.device.changed.notify_all();
     }

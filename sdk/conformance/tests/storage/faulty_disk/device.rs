@@ -249,6 +249,9 @@ impl Device {
                 tx.send(*head, &[payload])?;
             }
             let mut state = self.lock();
+            if state.session != session {
+                return Ok(());
+            }
             (state.copied, state.sending) = (at, false);
             drop(state);
             self.changed.notify_all();
