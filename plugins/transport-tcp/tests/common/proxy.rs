@@ -90,5 +90,7 @@ fn forward(mut near: TcpStream, mut far: TcpStream, next: &Mutex<Option<Deed>>, 
         }
     }
     let _ = far.shutdown(Shutdown::Write);
-    let _ = near.shutdown(Shutdown::Both);
+    // A reset, as from a host that knows nothing of the connection. After a mere end the primary could go on sending into
+    // what this end will never read.
+    let _ = rustix::net::connect_unspec(&near);
 }
