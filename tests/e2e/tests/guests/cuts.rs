@@ -35,42 +35,54 @@ fn settle(pair: &mut Pair) -> Role {
     }
 }
 
-/// One guest, from host to host, and its clients: whichever side wins, protection comes back with the link.
+/// Two guests that know nothing of each other, each from host to host, and their clients: whichever side wins, protection comes
+/// back with the link. Most of a round is waiting, so two take hardly longer than one.
 /// `AVENTINE_ROUNDS=10000 cargo xtask test --profile long -E "test(cuts_leave)"` makes it a long run.
 #[test]
 fn cuts_leave_one_owner_and_one_history() {
-    /// Rounds of one client: what it writes must fit the guest's memory.
-    const BATCH: u64 = 20;
-    let lab = Lab::new(&Parts { detection: "500ms".into(), ..parts("cuts") }).unwrap();
     let mut random = Random::new();
+    let each = rounds(200).div_ceil(2);
+    let mut plan = || -> Vec<(Cut, Duration)> {
+        let cuts = [Cut::Both, Cut::FromA, Cut::FromB];
+        let round = |_| (cuts[random.below(3) as usize], Duration::from_millis(random.below(300)));
+        (0..each).map(round).collect()
+    };
+    let plans = [("cuts-1", plan()), ("cuts-2", plan())];
+    thread::scope(|scope| {
+        for (name, plan) in &plans {
+            scope.spawn(|| cuts_of_one_guest(name, plan));
+        }
+    });
+}
+
+/// `plan`: what is cut in each round, and after what time.
+fn cuts_of_one_guest(name: &str, plan: &[(Cut, Duration)]) {
+    /// Rounds of one client: what it writes must fit the guest's memory.
+    const BATCH: usize = 20;
+    let lab = Lab::new(&Parts { detection: "500ms".into(), ..parts(name) }).unwrap();
     let mut pair = lab.start().unwrap();
-    let begin = || {
+    let mut owners = [0, 0];
+    for (batch, rounds) in plan.chunks(BATCH).enumerate() {
+        if batch > 0 {
+            checker::forget(lab.client(), Site::FIRST.address(), LIMIT).unwrap();
+        }
         let connection = checker::connect(lab.client(), Site::FIRST.address(), STARTUP).unwrap();
         let client = Load::paced(connection, 1, Duration::from_micros(500));
         client.wait_answers(SOME, LIMIT).unwrap();
-        client
-    };
-    let mut client = begin();
-    let mut owners = [0, 0];
-    for round in 1..=rounds(200) {
-        let cut = [Cut::Both, Cut::FromA, Cut::FromB][random.below(3) as usize];
-        thread::sleep(Duration::from_millis(random.below(300)));
-        lab.network().cut(cut).unwrap();
-        let owner = settle(&mut pair);
-        owners[usize::from(owner == Role::Standby)] += 1;
-        // The link's return changes nothing for the one that lost.
-        lab.network().heal(cut).unwrap();
-        pair.wait_protected().unwrap();
-        client.wait_answers(SOME, LIMIT).unwrap();
-        println!("{round}: {cut:?}, {owner:?} owns the guest");
-        if round % BATCH == 0 {
-            assert_undisturbed(&finish(&lab, client));
-            checker::forget(lab.client(), Site::FIRST.address(), LIMIT).unwrap();
-            client = begin();
+        for (round, &(cut, after)) in rounds.iter().enumerate() {
+            thread::sleep(after);
+            lab.network().cut(cut).unwrap();
+            let owner = settle(&mut pair);
+            owners[usize::from(owner == Role::Standby)] += 1;
+            // The link's return changes nothing for the one that lost.
+            lab.network().heal(cut).unwrap();
+            pair.wait_protected().unwrap();
+            client.wait_answers(SOME, LIMIT).unwrap();
+            println!("{name}, {}: {cut:?}, {owner:?} owns the guest", batch * BATCH + round + 1);
         }
+        assert_undisturbed(&finish(&lab, client));
     }
-    println!("the primary won {} times, the standby {} times", owners[0], owners[1]);
-    assert_undisturbed(&finish(&lab, client));
+    println!("{name}: the primary won {} times, the standby {} times", owners[0], owners[1]);
 }
 
 /// Stands between the hosts, on host a, and can swallow what the primary sends after it was written.
