@@ -38,6 +38,12 @@ pub fn own_ip() -> Ipv4Addr {
     Ipv4Addr::new(127, 64 + NEXT.fetch_add(1, Ordering::SeqCst), high, low)
 }
 
+/// A port that no other test uses, for where there is one address only, and that no connection gets for its own end: those are
+/// from 32768 on (`net.ipv4.ip_local_port_range`). `offset`: below 10.
+pub fn own_port(offset: u32) -> u32 {
+    10_000 + std::process::id() % 1000 * 20 + u32::from(crate::TLS) * 10 + offset
+}
+
 /// Makes the plugin as the engine does.
 pub fn try_transport(config: &str, side: Side) -> Result<Box<dyn Transport>, PluginError> {
     let entry = aventine_api::inventory::iter::<PluginEntry>

@@ -1,15 +1,10 @@
 //! Addresses of both families, this host's own end, and a bandwidth.
 
-use super::common::{LONG, PORT, Pair, fail, open, own_ip, recv_vec, security, transport};
+use super::common::{LONG, PORT, Pair, fail, open, own_ip, own_port, recv_vec, security, transport};
 use aventine_api::{ErrorCode, Side};
 use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// A port that no other test uses: the IPv6 loopback device has one address only.
-fn own_port(offset: u32) -> u32 {
-    20_000 + std::process::id() % 1000 * 10 + offset + u32::from(crate::TLS) * 10_000
-}
 
 fn pair(listen: &str, peer: &str, primary: &str) -> Pair {
     let text = |more: &str| format!("listen = '{listen}'\npeer = '{peer}'\n{more}\n{}", security());

@@ -82,6 +82,9 @@ fn forward(mut near: TcpStream, mut far: TcpStream, next: &Mutex<Option<Deed>>, 
             Some(Deed::Repeat) => far.write_all(bytes).and_then(|()| far.write_all(bytes)),
             Some(Deed::Halve) => {
                 let _ = far.write_all(&bytes[..n / 2]);
+                // A reset, as from a host that knows nothing of the connection. After a mere end the primary could go on
+                // sending into what this end will never read.
+                let _ = rustix::net::connect_unspec(&near);
                 break;
             }
         };
@@ -90,7 +93,5 @@ fn forward(mut near: TcpStream, mut far: TcpStream, next: &Mutex<Option<Deed>>, 
         }
     }
     let _ = far.shutdown(Shutdown::Write);
-    // A reset, as from a host that knows nothing of the connection. After a mere end the primary could go on sending into
-    // what this end will never read.
-    let _ = rustix::net::connect_unspec(&near);
+    let _ = near.shutdown(Shutdown::Both);
 }

@@ -2,7 +2,8 @@
 //! through the plugin's entry as the engine makes them.
 
 use crate::common::{
-    Ends, LONG, PORT, Pair, config, connect, fail, listen, open, own_ip, pair, recv_vec, security, transport,
+    Ends, LONG, PORT, Pair, config, connect, fail, listen, open, own_ip, own_port, pair, recv_vec, security,
+    transport,
 };
 use aventine_api::{ChannelTx, ErrorCode, PluginError, Side};
 use std::error::Error as _;
@@ -180,8 +181,7 @@ fn a_route_is_dialled_at_its_own_port() {
 #[test]
 fn a_name_is_resolved_and_its_addresses_are_tried() {
     // `localhost` may be ::1 first; only 127.0.0.1 listens.
-    let port = 20_000 + std::process::id() % 10_000;
-    let port = port + u32::from(crate::TLS) * 10_000;
+    let port = own_port(0);
     let text = format!("listen = '127.0.0.1:{port}'\npeer = 'localhost:{port}'\n{}", security());
     let mut listener = transport(&text, Side::Standby).listen(&[]).unwrap();
     let _link = transport(&text, Side::Primary).connect(LONG).unwrap();
