@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
+use vhost_user_backend::{VhostUserBackend, VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
@@ -66,7 +66,9 @@ impl Backend {
         let mut served = 0;
         let mut expected = false;
         loop {
-            queue.disable_notification()?;
+            if self.in_turn(queue, VringState::disable_notification)?.is_none() {
+                return Ok(Left::Nothing);
+            }
             let before = served;
             while self.next(queue)? {
                 served += 1;
@@ -74,7 +76,7 @@ impl Backend {
                     return Ok(Left::More);
                 }
             }
-            if !queue.get_ref().get_queue().ready() || !queue.enable_notification()? {
+            if self.in_turn(queue, VringState::enable_notification)? != Some(true) {
                 return Ok(Left::Nothing);
             }
             // The ring says that there is more, and there is nothing in it.
@@ -85,6 +87,17 @@ impl Backend {
         }
     }
 
+    /// Writes to the rings of a queue; `None` if it is stopped. Nobody stops it, or takes its memory away, meanwhile.
+    fn in_turn<T>(
+        &self,
+        queue: &Queue,
+        write: impl FnOnce(&mut VringState<Space>) -> Result<T, virtio_queue::Error>,
+    ) -> Result<Option<T>, virtio_queue::Error> {
+        let _turn = self.turn.begin();
+        let mut ring = queue.get_mut();
+        is_running(&ring).then(|| write(&mut ring)).transpose()
+    }
+
     /// Carries out the next request of a queue. The queue is locked only to take it and to answer it: whoever stops the queue waits
     /// for it by [`Turn::stop`].
     fn next(&self, queue: &Queue) -> Result<bool, virtio_queue::Error> {
@@ -92,7 +105,7 @@ impl Backend {
         let memory = self.memory.memory();
         let chain = {
             let mut ring = queue.get_mut();
-            if !ring.get_queue().ready() || !ring.is_enabled() {
+            if !is_running(&ring) {
                 return Ok(false);
             }
             let Some(chain) = ring.get_queue_mut().pop_descriptor_chain(&*memory) else { return Ok(false) };
@@ -112,6 +125,10 @@ impl Backend {
         }
         Ok(true)
     }
+}
+
+fn is_running(ring: &VringState<Space>) -> bool {
+    ring.get_queue().ready() && ring.is_enabled()
 }
 
 /// As if the guest told of another request.
