@@ -1,5 +1,6 @@
 use super::*;
 use crate::device::Device;
+use crate::wire::kind;
 use aventine_api::Disengage;
 use std::os::unix::fs::FileExt;
 use std::thread;
@@ -104,6 +105,36 @@ fn sealing_never_waits_for_the_channel() {
     pair.commit(2);
     pair.standby.disk.apply(Epoch(2)).unwrap();
     pair.assert_same();
+}
+
+/// Alone it waits for more. The quickest of many rounds tells: a busy machine makes some slow, but none quick.
+#[test]
+fn a_small_write_goes_at_once_with_its_barrier() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(PRIMARY), pattern(MIB, 1)).unwrap();
+    let mut primary = Half::open(dir.path(), Side::Primary, PRIMARY, 64 * MIB).unwrap();
+    let wire = Arc::new(Wire::default());
+    wire.change(|s| s.capacity = usize::MAX);
+    primary.disk.replicate(Box::new(End(wire.clone())), None).unwrap();
+    wire.wait(|s| s.records.back().is_some_and(|(head, _)| head.kind == kind::COPIED));
+    wire.change(|s| s.records.clear());
+    let block = primary.disk.block();
+    let mut epochs = 1..;
+    let mut quickest = |records: usize| {
+        let round = |_| {
+            let start = Instant::now();
+            block.write(0, b"data", false).unwrap();
+            if records == 2 {
+                primary.disk.seal(Epoch(epochs.next().unwrap())).unwrap();
+            }
+            wire.wait(|s| s.records.len() == records);
+            wire.change(|s| s.records.clear());
+            start.elapsed()
+        };
+        (0..40).map(round).min().unwrap()
+    };
+    let (alone, with_barrier) = (quickest(1), quickest(2));
+    assert!(with_barrier < alone / 2, "{with_barrier:?}, and {alone:?} without a barrier");
 }
 
 #[test]
