@@ -82,12 +82,16 @@ impl Outcome {
 }
 
 /// Connects from `client` to Redis in the guest at `address`; tries for `limit`.
+///
+/// Each attempt has twice the time of the one before: what a guest answers is held for an epoch, however long that is here, and a
+/// guest that is not up yet is soon asked again.
 pub fn connect(client: &Namespace, address: &str, limit: Duration) -> Result<Connection, CheckError> {
     let end = Instant::now() + limit;
+    let mut patience = Duration::from_millis(500);
     loop {
         let attempt = client.enter(|| {
             let redis = redis::Client::open((address, PORT))?;
-            let mut connection = redis.get_connection_with_timeout(Duration::from_millis(500))?;
+            let mut connection = redis.get_connection_with_timeout(patience)?;
             connection.set_read_timeout(Some(PATIENCE))?;
             connection.set_write_timeout(Some(PATIENCE))?;
             redis::cmd("PING").exec(&mut connection)?;
@@ -96,7 +100,12 @@ pub fn connect(client: &Namespace, address: &str, limit: Duration) -> Result<Con
         match attempt.map_err(CheckError::Namespace)? {
             Ok(connection) => return Ok(connection),
             Err(error) if Instant::now() >= end => return Err(CheckError::NoRedis(limit, error)),
-            Err(_) => thread::sleep(Duration::from_millis(20)),
+            Err(error) => {
+                if error.is_timeout() {
+                    patience = (2 * patience).min(PATIENCE);
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 }
