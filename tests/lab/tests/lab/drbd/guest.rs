@@ -16,7 +16,7 @@ const MEGABYTES: usize = 20;
 
 fn prepare(host: &Host) {
     configure(host, 'C', "/dev/vda", MEGABYTES);
-    failover::prepare(host, USERSPACE, &["plugin = \"drbd\"\nresource = \"r0\""], failover::TCP, "1s");
+    failover::prepare(host, USERSPACE, &["plugin = \"drbd\"\nresource = \"r0\""], failover::TCP);
 }
 
 /// Holds one connection to the workload in the guest, and sends it what it reads.
