@@ -83,8 +83,8 @@ impl Outcome {
 
 /// Connects from `client` to Redis in the guest at `address`; tries for `limit`.
 ///
-/// Each attempt has twice the time of the one before: what a guest answers is held for an epoch, however long that is here, and a
-/// guest that is not up yet is soon asked again.
+/// After an attempt that was too short the next has twice its time, up to 30 s: what a guest answers is held for an epoch,
+/// however long that is here, and a guest that is not up yet is soon asked again.
 pub fn connect(client: &Namespace, address: &str, limit: Duration) -> Result<Connection, CheckError> {
     let end = Instant::now() + limit;
     let mut patience = Duration::from_millis(500);
